@@ -1,0 +1,3 @@
+//! The guest's init: runs a pod's containers.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The sealock command.
+
+fn main() {}

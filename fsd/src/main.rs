@@ -1,0 +1,3 @@
+//! Serves a pod's files to the virtual machine monitor over FUSE messages.
+
+fn main() {}

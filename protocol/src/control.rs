@@ -1,0 +1,108 @@
+//! Shim and VMM: one configuration, then events.
+//!
+//! The VMM is started with the control socket as its standard input. It opens nothing by itself: every resource comes
+//! with [`Request::Configure`]. It ends when the socket is closed, whoever closed it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::timeline::Mark;
+
+/// The largest message on the socket, in bytes.
+pub const MAX_MESSAGE: usize = 128 * 1024;
+
+/// The most descriptors with one message.
+pub const MAX_FDS: usize = 32;
+
+/// The console's tail that the VMM keeps, in bytes.
+pub const CONSOLE_TAIL: usize = 32 * 1024;
+
+/// From shim to VMM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub enum Request {
+    /// Boot this machine. Once, as the first message. Descriptors, in this order: `/dev/kvm`, the kernel (an ELF
+    /// `vmlinux`), the initramfs, an empty directory for the VMM's root, the vsock broker's socket
+    /// ([`crate::broker`]), the file server's socket ([`crate::relay`]).
+    Configure(MachineConfig),
+    /// Answer with [`Event::Console`].
+    ReadConsole,
+}
+
+/// The number of descriptors that go with [`Request::Configure`].
+pub const CONFIGURE_FDS: usize = 6;
+
+/// The machine a VMM is to boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// Virtual CPUs, at least 1.
+    pub vcpus: u8,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// Whether the kernel logs everything to the serial console; otherwise emergencies only.
+    pub console: bool,
+    /// The user the VMM becomes after it has been given its descriptors; 0 keeps the caller's (for tests).
+    pub uid: u32,
+    /// The group the VMM becomes; 0 keeps the caller's.
+    pub gid: u32,
+}
+
+/// From VMM to shim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub enum Event {
+    /// The virtual CPUs are running; the steps until then.
+    Running {
+        /// `vmm_exec`, `vmm_configured`, `vmm_memory`, `vmm_kernel_loaded`, `vmm_vcpus_started`.
+        marks: Vec<Mark>,
+    },
+    /// The end of what the guest wrote to its serial console, at most [`CONSOLE_TAIL`] bytes, made valid UTF-8.
+    Console {
+        /// The text.
+        tail: String,
+    },
+    /// The machine has ended; the VMM's process does so next, with [`ExitReason::status`].
+    Exited {
+        /// Why.
+        reason: ExitReason,
+        /// One line for a person: what failed and what to do; empty when the reason says it all.
+        detail: String,
+        /// The console's tail, as with [`Event::Console`].
+        console: String,
+    },
+}
+
+/// Why a machine ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitReason {
+    /// The guest powered itself off.
+    Poweroff,
+    /// The guest asked for a reboot: a microVM is not rebooted, it ends.
+    Reboot,
+    /// The guest's kernel panicked.
+    Panic,
+    /// A virtual CPU shut down by triple fault.
+    TripleFault,
+    /// The shim closed the control socket.
+    Closed,
+    /// The configuration can't be carried out: the detail says which part of it and why.
+    Config,
+    /// KVM or the host's kernel refused something: the detail says what.
+    Host,
+}
+
+impl ExitReason {
+    /// The VMM's exit status for this reason: the one table of them.
+    #[must_use]
+    pub fn status(self) -> i32 {
+        match self {
+            Self::Poweroff | Self::Closed => 0,
+            Self::Config => 1,
+            Self::Host => 2,
+            Self::Reboot => 10,
+            Self::Panic => 11,
+            Self::TripleFault => 12,
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! End-to-end tests, run in the lab.

@@ -1,0 +1,3 @@
+//! Boots one microVM from descriptors it is given: the virtual machine monitor.
+
+fn main() {}
