@@ -1,3 +1,15 @@
-//! Boots one microVM from descriptors it is given: the virtual machine monitor.
+//! Boots one microVM from descriptors it is given: the virtual machine monitor. Started by Sealock's shim, which speaks to it
+//! over its standard input.
 
-fn main() {}
+use std::os::fd::{FromRawFd, OwnedFd};
+
+use sealock_protocol::timeline::Mark;
+use sealock_vmm::jail::Parent;
+
+fn main() {
+    let started = Mark::now("vmm_exec");
+    let parent = Parent::current();
+    // SAFETY: descriptor 0 is the control socket by the protocol, and nothing in this process uses it as its standard input.
+    let socket = unsafe { OwnedFd::from_raw_fd(0) };
+    std::process::exit(sealock_vmm::run(started, parent, socket));
+}

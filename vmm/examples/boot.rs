@@ -1,0 +1,126 @@
+//! Boots a machine the way the shim does and prints what it says: `boot VMM KERNEL INITRAMFS [KEY=VALUE]...`
+//!
+//! | key | default | what |
+//! |---|---|---|
+//! | `vcpus` | 1 | virtual CPUs |
+//! | `memory` | 128 | MiB of memory |
+//! | `console` | false | whether the kernel logs to the serial console |
+//! | `uid`, `gid` | 0 | what the VMM becomes |
+//! | `close` | 0 | close the control socket after as many milliseconds; 0 is never |
+//! | `expect` | | the reason the machine must end for, as the protocol writes it |
+//!
+//! The exit status is 0 when the machine ended for the expected reason and the VMM's exit status says so too.
+
+use std::{
+    error::Error,
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
+    process::{Command, ExitCode, Stdio},
+    thread,
+    time::Duration,
+};
+
+use sealock_protocol::{
+    control::{Event, ExitReason, MAX_MESSAGE, MachineConfig, Request},
+    seqpacket::SeqPacket,
+    timeline::{Mark, monotonic_ns},
+};
+
+fn main() -> Result<ExitCode, Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let mut next = |what: &str| arguments.next().ok_or_else(|| format!("the {what} is missing"));
+    let (vmm, kernel, initramfs) = (next("VMM")?, next("kernel")?, next("initramfs")?);
+    let mut machine = MachineConfig {
+        vcpus: 1,
+        memory_mib: 128,
+        console: false,
+        uid: 0,
+        gid: 0,
+    };
+    let mut close = 0;
+    let mut expected: Option<ExitReason> = None;
+    for argument in arguments {
+        let (key, value) = argument.split_once('=').ok_or("KEY=VALUE is expected")?;
+        match key {
+            "vcpus" => machine.vcpus = value.parse()?,
+            "memory" => machine.memory_mib = value.parse()?,
+            "console" => machine.console = value.parse()?,
+            "uid" => machine.uid = value.parse()?,
+            "gid" => machine.gid = value.parse()?,
+            "close" => close = value.parse()?,
+            "expect" => expected = Some(serde_json::from_value(value.into())?),
+            _ => return Err(format!("unknown key {key}").into()),
+        }
+    }
+
+    let (control, theirs) = SeqPacket::pair()?;
+    let (_broker, their_broker) = SeqPacket::pair()?;
+    let (_files, their_files) = SeqPacket::pair()?;
+    let root = tempfile::tempdir()?;
+    let descriptors: [OwnedFd; 6] = [
+        File::options().read(true).write(true).open("/dev/kvm")?.into(),
+        File::open(kernel)?.into(),
+        File::open(initramfs)?.into(),
+        File::open(root.path())?.into(),
+        their_broker.into(),
+        their_files.into(),
+    ];
+    let before = monotonic_ns();
+    let mut child = Command::new(vmm)
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .spawn()?;
+    let fds: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    control.send_json(&Request::Configure(machine), &fds)?;
+    drop(descriptors);
+    let since = |mark: &Mark| mark.ns.saturating_sub(before) / 1000;
+
+    let mut reason = None;
+    if close > 0 {
+        thread::sleep(Duration::from_millis(close));
+        print_memory(child.id());
+        control.send_json(&Request::ReadConsole, &[])?;
+    }
+    while let Ok((event, _)) = control.receive_json::<Event>(MAX_MESSAGE) {
+        let now = (monotonic_ns() - before) / 1000;
+        match event {
+            Event::Running { marks } => {
+                for mark in &marks {
+                    println!("{:8} µs {}", since(mark), mark.step);
+                }
+            }
+            Event::Console { tail } => {
+                println!("--- console\n{tail}\n---");
+                break;
+            }
+            Event::Exited {
+                reason: ended,
+                detail,
+                console,
+            } => {
+                println!("--- console\n{console}\n---\n{now:8} µs {ended:?} {detail}");
+                reason = Some(ended);
+            }
+        }
+    }
+    drop(control);
+    let status = child.wait()?;
+    println!("{status}");
+    let reason = reason.unwrap_or(ExitReason::Closed);
+    let told = status.code() == Some(reason.status());
+    let right = told && expected.is_none_or(|expected| expected == reason);
+    Ok(if right {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn print_memory(pid: u32) {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    for line in rollup
+        .lines()
+        .filter(|line| line.starts_with("Rss") || line.starts_with("Pss:"))
+    {
+        println!("{line}");
+    }
+}

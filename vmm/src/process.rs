@@ -1,0 +1,124 @@
+//! The process from its first instruction to its exit status.
+
+use std::{os::fd::OwnedFd, time::Duration};
+
+use sealock_protocol::{
+    control::{Event, ExitReason},
+    timeline::Mark,
+};
+
+use crate::{
+    chain,
+    console::Console,
+    control::{Control, Error},
+    ending::Ending,
+    jail::{self, Parent},
+    machine::{self, Machine, Parts, RunningMachine},
+    virtio::{device::VirtioDevice, rng::Rng},
+};
+
+/// How long the vCPUs may take to stop: only one that hangs in the host's kernel takes longer.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Boots the machine that comes over the control socket and serves it to its end. Returns the exit status
+/// ([`ExitReason::status`]); the process is to end with it at once.
+#[must_use]
+pub fn run(started: Mark, parent: Parent, socket: OwnedFd) -> i32 {
+    let control = Control::new(socket);
+    let console = Console::default();
+    let (reason, detail) = match serve(&control, &console, started, parent) {
+        Ok(ended) => ended,
+        Err(Failure { reason, detail }) => (reason, detail),
+    };
+    if reason == ExitReason::Closed {
+        return reason.status();
+    }
+    // For whoever starts this by hand; the shim has it from the event.
+    if !detail.is_empty() {
+        eprintln!("sealock-vmm: {detail}");
+    }
+    control.tell(&Event::Exited {
+        reason,
+        detail,
+        console: console.tail(),
+    });
+    reason.status()
+}
+
+struct Failure {
+    reason: ExitReason,
+    detail: String,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let reason = match error {
+            Error::Closed => ExitReason::Closed,
+            _ => ExitReason::Config,
+        };
+        Self {
+            reason,
+            detail: chain(&error),
+        }
+    }
+}
+
+impl From<jail::Error> for Failure {
+    fn from(error: jail::Error) -> Self {
+        Self {
+            reason: ExitReason::Host,
+            detail: chain(&error),
+        }
+    }
+}
+
+impl From<machine::Error> for Failure {
+    fn from(error: machine::Error) -> Self {
+        Self {
+            reason: error.reason(),
+            detail: chain(&error),
+        }
+    }
+}
+
+fn serve(
+    control: &Control,
+    console: &Console,
+    started: Mark,
+    parent: Parent,
+) -> Result<(ExitReason, String), Failure> {
+    let mut marks = vec![started];
+    let configuration = control.configuration()?;
+    marks.push(Mark::now("vmm_configured"));
+    let config = configuration.machine;
+    jail::enter(configuration.root, config.uid, config.gid, parent)?;
+    let ending = Ending::new().map_err(|error| Failure {
+        reason: ExitReason::Host,
+        detail: format!("cannot make an eventfd: {error}"),
+    })?;
+    let devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng)];
+    let parts = Parts {
+        config,
+        kvm: configuration.kvm,
+        kernel: configuration.kernel,
+        initramfs: configuration.initramfs,
+        devices,
+        console: console.clone(),
+        ending: ending.clone(),
+    };
+    let machine = Machine::new(parts, &mut marks)?.start()?;
+    marks.push(Mark::now("vmm_vcpus_started"));
+    control.tell(&Event::Running { marks });
+    let served = control.serve(console, &ending);
+    if let Err(error) = served {
+        let failure = Failure::from(error);
+        ending.end(failure.reason, failure.detail);
+    }
+    Ok(end(machine, &ending))
+}
+
+fn end(machine: RunningMachine, ending: &Ending) -> (ExitReason, String) {
+    machine.stop(PATIENCE);
+    let (reason, detail) = ending.reason().unwrap_or((ExitReason::Closed, ""));
+    (reason, detail.to_owned())
+}

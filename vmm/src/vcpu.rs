@@ -1,0 +1,155 @@
+//! The virtual CPUs: a thread for each, which runs the guest and handles what KVM can't.
+
+use std::{
+    cell::Cell,
+    io,
+    ptr::null_mut,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use sealock_protocol::control::ExitReason;
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use crate::{arch::x86_64::ports::Ports, ending::Ending, pci::bus::Bus};
+
+/// The stack of a vCPU's thread, in bytes.
+const STACK: usize = 256 * 1024;
+
+/// What the vCPUs reach outside of RAM.
+pub struct Surroundings {
+    /// The ports.
+    pub ports: Ports,
+    /// The memory of PCI functions.
+    pub pci: Arc<Bus>,
+    /// To be told when the guest ends.
+    pub ending: Ending,
+}
+
+/// The running vCPUs.
+pub struct Vcpus {
+    threads: Vec<JoinHandle<()>>,
+    /// Closed when the last thread has ended.
+    done: Receiver<()>,
+}
+
+impl Vcpus {
+    /// Runs the vCPUs.
+    ///
+    /// # Errors
+    /// The host has no threads left.
+    pub fn start(vcpus: Vec<VcpuFd>, surroundings: &Arc<Surroundings>) -> io::Result<Self> {
+        register_signal_handler(SIGRTMIN(), leave_guest)?;
+        let (running, done) = channel();
+        let threads = vcpus
+            .into_iter()
+            .enumerate()
+            .map(|(index, vcpu)| {
+                let surroundings = surroundings.clone();
+                let running: Sender<()> = running.clone();
+                thread::Builder::new()
+                    .name(format!("vcpu{index}"))
+                    .stack_size(STACK)
+                    .spawn(move || {
+                        run(vcpu, index, &surroundings);
+                        drop(running);
+                    })
+            })
+            .collect::<io::Result<_>>()?;
+        Ok(Self { threads, done })
+    }
+
+    /// Waits for the vCPUs to stop, at most as long as `patience`, after the machine's [`Ending`] has been told.
+    pub fn stop(self, patience: Duration) {
+        for thread in &self.threads {
+            // Fails only for a number that is no signal.
+            let _ = thread.kill(SIGRTMIN());
+        }
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.done.recv_timeout(left) {
+                Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => return,
+                Ok(()) => {}
+            }
+        }
+    }
+}
+
+thread_local! {
+    /// What this thread shares with KVM, for the signal handler.
+    static SHARED: Cell<*mut kvm_run> = const { Cell::new(null_mut()) };
+}
+
+/// Makes KVM_RUN return, now or as soon as it is called. Nothing is lost between looking whether the machine has ended
+/// and entering the guest.
+extern "C" fn leave_guest(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    let shared = SHARED.get();
+    if !shared.is_null() {
+        // SAFETY: not null means that this thread's vCPU, which unmaps it, still exists (see `run`). KVM reads the byte
+        // with every entry.
+        unsafe { (&raw mut (*shared).immediate_exit).write_volatile(1) };
+    }
+}
+
+/// What follows from an exit.
+enum Next {
+    Continue,
+    End(ExitReason),
+    Fail(String),
+}
+
+fn run(mut vcpu: VcpuFd, index: usize, surroundings: &Surroundings) {
+    SHARED.set(vcpu.get_kvm_run());
+    while surroundings.ending.reason().is_none() {
+        match step(&mut vcpu, surroundings) {
+            Next::Continue => {}
+            Next::End(reason) => surroundings.ending.end(reason, ""),
+            Next::Fail(what) => {
+                let rip = vcpu.get_regs().map_or(0, |registers| registers.rip);
+                let detail = format!("virtual CPU {index} cannot go on at {rip:#x}: {what}");
+                surroundings.ending.end(ExitReason::Host, detail);
+            }
+        }
+    }
+    SHARED.set(null_mut());
+}
+
+fn step(vcpu: &mut VcpuFd, surroundings: &Surroundings) -> Next {
+    match vcpu.run() {
+        Ok(VcpuExit::IoIn(port, data)) => surroundings.ports.read(port, data),
+        Ok(VcpuExit::IoOut(port, data)) => surroundings.ports.write(port, data),
+        Ok(VcpuExit::MmioRead(address, data)) => surroundings.pci.read_memory(address, data),
+        Ok(VcpuExit::MmioWrite(address, data)) => surroundings.pci.write_memory(address, data),
+        Ok(VcpuExit::Intr) => {}
+        Ok(VcpuExit::Shutdown) => return Next::End(ExitReason::TripleFault),
+        Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => return Next::End(ExitReason::Poweroff),
+        Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => return Next::End(ExitReason::Reboot),
+        Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => return Next::End(ExitReason::Panic),
+        Ok(VcpuExit::FailEntry(reason, cpu)) => {
+            return Next::Fail(format!(
+                "the processor refused to enter the guest (reason {reason:#x}, CPU {cpu})"
+            ));
+        }
+        Ok(VcpuExit::InternalError) => {
+            // SAFETY: KVM has filled in this member of the union, as the exit reason says.
+            let error = unsafe { vcpu.get_kvm_run().__bindgen_anon_1.internal.suberror };
+            return Next::Fail(format!("KVM's internal error {error}"));
+        }
+        Ok(other) => return Next::Fail(format!("KVM's exit {other:?}")),
+        Err(error) => match error.errno() {
+            // Signalled to stop, which the caller looks for.
+            libc::EINTR => vcpu.set_kvm_immediate_exit(0),
+            // A processor that waits to be started was woken up.
+            libc::EAGAIN => {}
+            _ => return Next::Fail(format!("KVM_RUN: {error}")),
+        },
+    }
+    Next::Continue
+}

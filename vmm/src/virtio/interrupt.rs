@@ -1,0 +1,169 @@
+//! A device's interrupts (virtio 1.2, 4.1.5.1.2 to 4.1.5.4): MSI-X vectors that the driver assigns to queues.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, AtomicU16, Ordering},
+};
+
+use super::device::QueueInterrupt;
+use crate::pci::msix::Msix;
+
+/// "No interrupt" (`VIRTIO_MSI_NO_VECTOR`).
+pub const NO_VECTOR: u16 = 0xffff;
+
+const ISR_QUEUE: u8 = 1;
+const ISR_CONFIG: u8 = 2;
+
+/// The interrupts of one device.
+pub struct Interrupts {
+    msix: Msix,
+    vectors: u16,
+    config_vector: AtomicU16,
+    queue_vectors: Vec<AtomicU16>,
+    /// What a driver without MSI-X would look at. There is no interrupt pin, so such a driver has to poll.
+    isr: AtomicU8,
+}
+
+impl Interrupts {
+    /// Interrupts for `queues` queues by `msix`, which has `vectors` vectors; none is assigned.
+    #[must_use]
+    pub fn new(queues: usize, vectors: u16, msix: Msix) -> Self {
+        Self {
+            msix,
+            vectors,
+            config_vector: AtomicU16::new(NO_VECTOR),
+            queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
+            isr: AtomicU8::new(0),
+        }
+    }
+
+    /// The vectors themselves.
+    #[must_use]
+    pub fn msix(&self) -> &Msix {
+        &self.msix
+    }
+
+    /// The vector of the configuration.
+    #[must_use]
+    pub fn config_vector(&self) -> u16 {
+        self.config_vector.load(Ordering::Relaxed)
+    }
+
+    /// Assigns a vector to the configuration; one that doesn't exist reads back as [`NO_VECTOR`].
+    pub fn set_config_vector(&self, vector: u16) {
+        self.config_vector.store(self.existing(vector), Ordering::Relaxed);
+    }
+
+    /// The vector of `queue`.
+    #[must_use]
+    pub fn queue_vector(&self, queue: usize) -> u16 {
+        self.queue_vectors
+            .get(queue)
+            .map_or(NO_VECTOR, |vector| vector.load(Ordering::Relaxed))
+    }
+
+    /// Assigns a vector to `queue`; one that doesn't exist reads back as [`NO_VECTOR`].
+    pub fn set_queue_vector(&self, queue: usize, vector: u16) {
+        if let Some(place) = self.queue_vectors.get(queue) {
+            place.store(self.existing(vector), Ordering::Relaxed);
+        }
+    }
+
+    fn existing(&self, vector: u16) -> u16 {
+        if vector < self.vectors { vector } else { NO_VECTOR }
+    }
+
+    /// Takes every assignment back.
+    pub fn reset(&self) {
+        self.config_vector.store(NO_VECTOR, Ordering::Relaxed);
+        for vector in &self.queue_vectors {
+            vector.store(NO_VECTOR, Ordering::Relaxed);
+        }
+        self.isr.store(0, Ordering::Relaxed);
+    }
+
+    /// The ISR status, which reading clears.
+    pub fn take_isr(&self) -> u8 {
+        self.isr.swap(0, Ordering::AcqRel)
+    }
+
+    /// Tells the driver that `queue` has used chains.
+    pub fn trigger_queue(&self, queue: usize) {
+        self.trigger(self.queue_vector(queue), ISR_QUEUE);
+    }
+
+    /// Tells the driver that the configuration or the device's status has changed.
+    pub fn trigger_config(&self) {
+        self.trigger(self.config_vector(), ISR_CONFIG);
+    }
+
+    fn trigger(&self, vector: u16, isr: u8) {
+        if self.msix.enabled() {
+            self.msix.trigger(vector);
+        } else {
+            self.isr.fetch_or(isr, Ordering::AcqRel);
+        }
+    }
+}
+
+/// The interrupt of one queue.
+pub struct OfQueue {
+    /// The device's interrupts.
+    pub interrupts: Arc<Interrupts>,
+    /// The queue's number.
+    pub queue: usize,
+}
+
+impl QueueInterrupt for OfQueue {
+    fn trigger(&self) {
+        self.interrupts.trigger_queue(self.queue);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pci::msix::tests::{Recorder, set_up};
+
+    fn interrupts() -> (Interrupts, Arc<Recorder>) {
+        let recorder = Arc::new(Recorder::default());
+        (Interrupts::new(2, 3, Msix::new(3, recorder.clone())), recorder)
+    }
+
+    #[test]
+    fn queues_and_configuration_interrupt_with_their_vectors() {
+        let (interrupts, recorder) = interrupts();
+        set_up(interrupts.msix(), 3);
+        interrupts.set_config_vector(0);
+        interrupts.set_queue_vector(1, 2);
+        interrupts.trigger_queue(0);
+        assert!(recorder.take().is_empty(), "no vector assigned");
+        interrupts.trigger_queue(1);
+        interrupts.trigger_config();
+        interrupts.trigger_queue(2);
+        let data: Vec<_> = recorder.take().iter().map(|message| message.data).collect();
+        assert_eq!(data, [0x42, 0x40]);
+        assert_eq!(interrupts.take_isr(), 0);
+    }
+
+    #[test]
+    fn a_vector_that_does_not_exist_reads_back_as_none() {
+        let (interrupts, _) = interrupts();
+        interrupts.set_queue_vector(0, 3);
+        assert_eq!(interrupts.queue_vector(0), NO_VECTOR);
+        interrupts.set_config_vector(3);
+        assert_eq!(interrupts.config_vector(), NO_VECTOR);
+        interrupts.set_queue_vector(9, 1);
+        assert_eq!(interrupts.queue_vector(9), NO_VECTOR);
+    }
+
+    #[test]
+    fn without_msix_the_status_says_what_happened_once() {
+        let (interrupts, recorder) = interrupts();
+        interrupts.trigger_queue(0);
+        interrupts.trigger_config();
+        assert_eq!(interrupts.take_isr(), 3);
+        assert_eq!(interrupts.take_isr(), 0);
+        assert!(recorder.take().is_empty());
+    }
+}
