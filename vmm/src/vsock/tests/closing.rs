@@ -95,7 +95,7 @@ fn the_end_of_input_reaches_the_guest_behind_the_data() {
     let ports = guest.connect(7, reader);
     writer.write_all(b"last words").unwrap();
     drop(writer);
-    guest.wait();
+    guest.wait_for_packet();
     assert_eq!(guest.expect(Op::ReadWrite, ports).data, b"last words");
     guest.expect_shutdown(SHUTDOWN_BOTH, ports);
     guest.send(packet(Op::Reset, ports), &[]);
@@ -109,7 +109,7 @@ fn a_socket_is_closed_one_direction_at_a_time() {
     let (mut host, theirs) = UnixStream::pair().unwrap();
     let ports = guest.connect(7, theirs);
     host.shutdown(Shutdown::Write).unwrap();
-    guest.wait();
+    guest.wait_for_packet();
     guest.expect_shutdown(SHUTDOWN_SEND, ports);
     guest.send(packet(Op::ReadWrite, ports), b"answer");
     guest.send(shutdown(SHUTDOWN_SEND, ports), &[]);
@@ -134,7 +134,7 @@ fn after_the_guest_has_ended_its_side_the_host_still_speaks() {
     assert_eq!(text, "question");
     host.write_all(b"answer").unwrap();
     drop(host);
-    guest.wait();
+    guest.wait_for_packet();
     assert_eq!(guest.expect(Op::ReadWrite, ports).data, b"answer");
     guest.expect_shutdown(SHUTDOWN_BOTH, ports);
 }
@@ -159,7 +159,7 @@ fn a_socket_closed_by_the_host_ends_both_directions() {
     let ports = guest.connect(7, theirs);
     host.write_all(b"bye").unwrap();
     drop(host);
-    guest.wait();
+    guest.wait_for_packet();
     assert_eq!(guest.expect(Op::ReadWrite, ports).data, b"bye");
     guest.expect_shutdown(SHUTDOWN_BOTH, ports);
     // What was under way is not held against the guest.
@@ -171,13 +171,13 @@ fn a_socket_closed_by_the_host_ends_both_directions() {
 
 #[test]
 fn a_guest_that_never_confirms_the_end_is_reset_in_time() {
-    let mut guest = Guest::with(true, true, Duration::from_millis(20));
+    let mut guest = Guest::with(true, true, Duration::from_millis(300));
     let (reader, writer) = std::io::pipe().unwrap();
     let ports = guest.connect(7, reader);
     drop(writer);
-    guest.wait();
+    guest.wait_for_packet();
     guest.expect_shutdown(SHUTDOWN_BOTH, ports);
-    guest.wait();
+    guest.wait_for_packet();
     guest.expect(Op::Reset, ports);
     assert_eq!(guest.connections(), 0);
 }
@@ -188,12 +188,12 @@ fn a_reader_that_goes_away_resets_the_connection_at_once() {
     let (reader, writer) = std::io::pipe().unwrap();
     let ports = guest.connect(7, writer);
     drop(reader);
-    guest.wait();
+    guest.wait_for_packet();
     guest.expect(Op::Reset, ports);
 
     let (ports, reader, _) = stuffed_pipe(&mut guest);
     drop(reader);
-    guest.wait();
+    guest.wait_for_packet();
     guest.expect(Op::Reset, ports);
     assert_eq!(guest.connections(), 0);
 }

@@ -52,7 +52,7 @@ fn a_connection_the_shim_accepts_carries_data_both_ways() {
         host.read_exact(&mut bytes).unwrap();
         assert_eq!(&bytes, b"from the guest");
         host.write_all(b"from the host").unwrap();
-        guest.wait();
+        guest.wait_for_packet();
         assert_eq!(guest.expect(Op::ReadWrite, ports).data, b"from the host");
         guest.expect_nothing();
         assert!(guest.interrupts() > 0);
@@ -112,7 +112,7 @@ fn a_shim_that_does_not_answer_is_a_refusal_in_time() {
     let mut guest = Guest::with(true, true, Duration::from_millis(20));
     let ports = guest.ports(7);
     guest.send(packet(Op::Request, ports), &[]);
-    guest.wait();
+    guest.wait_for_packet();
     guest.expect(Op::Reset, ports);
     assert_eq!(guest.connections(), 0);
 }
@@ -156,7 +156,7 @@ fn the_shim_reaches_a_port_of_the_guest() {
         }
     );
     host.write_all(b"hello").unwrap();
-    guest.wait();
+    guest.wait_for_packet();
     assert_eq!(guest.expect(Op::ReadWrite, ports).data, b"hello");
     guest.send(packet(Op::ReadWrite, ports), b"hi");
     let mut bytes = [0; 2];
@@ -174,7 +174,7 @@ fn the_shim_hears_when_the_guest_does_not_answer_or_refuses() {
         host: request.header.src_port,
         guest: 99,
     };
-    guest.wait();
+    guest.wait_for_packet();
     assert_eq!(
         guest.asked(),
         Request::Dialed {
@@ -287,6 +287,6 @@ fn a_reset_of_the_device_ends_everything_and_it_can_be_used_again() {
     let (mut host, theirs) = UnixStream::pair().unwrap();
     let ports = guest.connect(1024, theirs);
     host.write_all(b"again").unwrap();
-    guest.wait();
+    guest.wait_for_packet();
     assert_eq!(guest.expect(Op::ReadWrite, ports).data, b"again");
 }

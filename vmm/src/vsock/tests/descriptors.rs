@@ -36,11 +36,11 @@ fn an_input_fifo_has_not_ended_before_anybody_wrote() {
     guest.expect_nothing();
     for line in ["one\n", "two\n"] {
         writer.write_all(line.as_bytes()).unwrap();
-        guest.wait();
+        guest.wait_for_packet();
         assert_eq!(guest.expect(Op::ReadWrite, ports).data, line.as_bytes());
     }
     drop(writer);
-    guest.wait();
+    guest.wait_for_packet();
     guest.expect_shutdown(SHUTDOWN_BOTH, ports);
 }
 

@@ -173,7 +173,7 @@ fn a_guest_that_counts_wrong_gets_nothing() {
     };
     guest.send(update, &[]);
     host.write_all(b"data").unwrap();
-    guest.wait();
+    guest.wait_for_packet();
     guest.expect(Op::CreditRequest, ports);
     guest.run();
     guest.expect_nothing();

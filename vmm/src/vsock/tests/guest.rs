@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberId, SubscriberOps};
@@ -193,6 +193,14 @@ impl Guest {
     /// As [`Guest::run`], with what was used left in the queues.
     pub fn drive(&mut self) {
         while self.manager.run_with_timeout(0).unwrap() > 0 {}
+    }
+
+    /// As [`Guest::run`], until there is a packet.
+    pub fn wait_for_packet(&mut self) {
+        let give_up = Instant::now() + Duration::from_secs(10);
+        while self.inbox.is_empty() && Instant::now() < give_up {
+            self.wait();
+        }
     }
 
     /// As [`Guest::run`], after something has happened.
