@@ -13,7 +13,7 @@ use std::{
     ptr,
 };
 
-use caps::{CapSet, Capability, CapsHashSet};
+use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 
 use crate::{
     descriptor::{self, ProcFds},
@@ -179,23 +179,12 @@ fn drop_privileges() -> Result<(), Error> {
         source,
     };
     identity::keep_capabilities().map_err(failed)?;
-    let kept = CapsHashSet::from(CAPABILITIES);
-    let limit = |set| {
-        let now = caps::read(None, set)?;
-        caps::set(None, set, &now.intersection(&kept).copied().collect())
-    };
-    for set in [
-        CapSet::Ambient,
-        CapSet::Inheritable,
-        CapSet::Bounding,
-        CapSet::Effective,
-        CapSet::Permitted,
-    ] {
-        limit(set).map_err(io::Error::other).map_err(|source| Error {
+    limit_capabilities()
+        .map_err(io::Error::other)
+        .map_err(|source| Error {
             what: "give up capabilities",
             source,
         })?;
-    }
     // SAFETY: no memory is involved.
     attempt("give up gaining privileges", || unsafe {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -210,6 +199,22 @@ fn drop_privileges() -> Result<(), Error> {
     attempt("have the parent's death end this process", || unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0)
     })
+}
+
+fn limit_capabilities() -> Result<(), CapsError> {
+    let kept = CapsHashSet::from(CAPABILITIES);
+    caps::clear(None, CapSet::Ambient)?;
+    // Nothing that is executed could have them either.
+    for excess in caps::read(None, CapSet::Bounding)?.difference(&kept) {
+        caps::drop(None, CapSet::Bounding, *excess)?;
+    }
+    let left = caps::read(None, CapSet::Permitted)?
+        .intersection(&kept)
+        .copied()
+        .collect();
+    caps::set(None, CapSet::Effective, &left)?;
+    caps::set(None, CapSet::Permitted, &left)?;
+    caps::clear(None, CapSet::Inheritable)
 }
 
 fn attempt(what: &'static str, call: impl FnOnce() -> libc::c_int) -> Result<(), Error> {

@@ -186,6 +186,8 @@ impl FileSystem for Share {
     type Handle = u64;
 
     fn init(&self, _capable: FsOptions) -> io::Result<FsOptions> {
+        // A new mount knows of nothing, whatever became of the one before.
+        self.destroy();
         // Not the write-back cache: the host is to see what was written. Not POSIX locks and flock: every process that
         // can hold one is in this guest, whose kernel does them faster.
         Ok(FsOptions::ASYNC_READ
