@@ -1,1 +1,42 @@
 //! The host's side of a pod: launch, share, supervise, clean up.
+//!
+//! A pod's life, and where it is described:
+//!
+//! 1. [`config`] is read, the host is looked over by [`check`], the machine measured by [`size`].
+//! 2. [`launch`](launch::launch) makes the pod's directory ([`state`]) and starts the monitor and the file server
+//!    ([`process`]). It waits for nothing.
+//! 3. [`Launched::supervise`](launch::Launched::supervise) turns it into a [`sandbox::Sandbox`]: it answers the vsock
+//!    device ([`broker`]), waits for the [`agent`]'s hello and hears of the processes' end.
+//! 4. [`Sandbox::create_container`](sandbox::Sandbox::create_container) mounts a root file system ([`mount`], [`share`]),
+//!    prepares the specification ([`spec`]), opens the streams ([`stdio`]), and asks the agent for a
+//!    [`container::Container`].
+//! 5. [`Sandbox::stop`](sandbox::Sandbox::stop) ends the pod; after a crash, [`state::destroy`] does ([`cleanup`]).
+//!
+//! Everything here runs on one thread: a pod's processes ask to be killed when the thread that started them ends.
+
+pub mod agent;
+pub mod broker;
+pub mod check;
+mod child_log;
+pub mod cleanup;
+pub mod config;
+pub mod container;
+pub mod error;
+pub mod launch;
+pub mod mount;
+pub mod process;
+pub mod sandbox;
+pub mod share;
+pub mod size;
+mod socket;
+pub mod spec;
+pub mod state;
+pub mod stdio;
+pub mod timeline;
+
+pub use config::Config;
+pub use container::{Container, ContainerRequest, Exit};
+pub use error::{Error, Kind};
+pub use launch::{PodRequest, launch};
+pub use sandbox::Sandbox;
+pub use timeline::Timeline;

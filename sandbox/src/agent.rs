@@ -1,0 +1,363 @@
+//! The guest's agent as the host sees it: a hello, then one request a step, each with a deadline.
+
+use std::{io, time::Duration};
+
+use sealock_protocol::{
+    agent::{
+        AgentClient, CreateContainerRequest, CreateSandboxRequest, ListProcessesRequest,
+        RemoveContainerRequest, SignalContainerRequest, StartContainerRequest, Stdio, StopSandboxRequest,
+        WaitContainerRequest,
+    },
+    guest::{Hello, MAX_HELLO, VERSION},
+    timeline::monotonic_ns,
+};
+use tokio::{io::AsyncReadExt, net::UnixStream};
+use ttrpc::{
+    asynchronous::{Client, transport::Socket},
+    context::{self, Context},
+    proto::Code,
+};
+
+use crate::error::Kind;
+
+/// What is wrong with an agent, or what it finds wrong with a request.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The connection broke before or while the agent said hello.
+    #[error("the guest's agent broke off its hello")]
+    Broken(#[source] io::Error),
+    /// Its hello is too long.
+    #[error("the guest's agent said a hello of {0} bytes, more than {MAX_HELLO}")]
+    TooLong(u32),
+    /// Its hello is not one.
+    #[error("the guest's agent said something that is not a hello")]
+    Malformed(#[source] serde_json::Error),
+    /// It is from another build.
+    #[error(
+        "the guest's agent speaks version {0}, this is version {VERSION}: install the initramfs and the shim together"
+    )]
+    Version(u32),
+    /// It refused a request.
+    #[error("{message}")]
+    Refused {
+        /// What kind of refusal.
+        kind: Kind,
+        /// The agent's words, made one line.
+        message: String,
+    },
+    /// It didn't answer in time.
+    #[error("the guest's agent did not answer {request} within {} s", .deadline.as_secs())]
+    Deadline {
+        /// The request.
+        request: &'static str,
+        /// How long it had.
+        deadline: Duration,
+    },
+    /// The connection is gone.
+    #[error("the guest's agent went away during {request}: {reason}")]
+    Gone {
+        /// The request.
+        request: &'static str,
+        /// The transport's words.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// What this means to a caller.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Refused { kind, .. } => *kind,
+            Self::Deadline { .. } => Kind::DeadlineExceeded,
+            Self::Gone { .. } => Kind::Unavailable,
+            Self::Broken(_) | Self::TooLong(_) | Self::Malformed(_) | Self::Version(_) => Kind::Internal,
+        }
+    }
+
+    /// Whether the agent can't be spoken to any longer.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Gone { .. })
+    }
+}
+
+/// When things happened in the guest, in the host's `CLOCK_MONOTONIC` nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestTimes {
+    /// The kernel was entered.
+    pub kernel_entered: u64,
+    /// The agent's init began.
+    pub agent_init: u64,
+    /// The hello was received.
+    pub hello: u64,
+}
+
+/// Reads the agent's hello from `stream`. The caller sets the deadline.
+///
+/// # Errors
+/// It isn't a hello, or not one of this version.
+pub async fn read_hello(stream: &mut UnixStream) -> Result<GuestTimes, Error> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).await.map_err(Error::Broken)?;
+    let length = u32::from_le_bytes(length);
+    let size = usize::try_from(length).unwrap_or(usize::MAX);
+    if size > MAX_HELLO {
+        return Err(Error::TooLong(length));
+    }
+    let mut body = vec![0; size];
+    stream.read_exact(&mut body).await.map_err(Error::Broken)?;
+    let received = monotonic_ns();
+    let hello: Hello = serde_json::from_slice(&body).map_err(Error::Malformed)?;
+    if hello.version != VERSION {
+        return Err(Error::Version(hello.version));
+    }
+    // Numbers of the guest: whatever they are, they only make a wrong timeline.
+    let kernel_entered = received.saturating_sub(hello.hello_ns);
+    Ok(GuestTimes {
+        kernel_entered,
+        agent_init: kernel_entered.saturating_add(hello.init_ns).min(received),
+        hello: received,
+    })
+}
+
+/// An agent that has said hello.
+#[derive(Clone)]
+pub struct Agent {
+    client: AgentClient,
+    deadline: Duration,
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agent")
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Agent {
+    /// Speaks to the agent on `stream`, giving it `deadline` for each answer. To be called within a runtime.
+    #[must_use]
+    pub fn new(stream: UnixStream, deadline: Duration) -> Self {
+        Self {
+            client: AgentClient::new(Client::new(Socket::from(stream))),
+            deadline,
+        }
+    }
+
+    /// Sets the pod up.
+    ///
+    /// # Errors
+    /// The agent refuses or doesn't answer.
+    pub async fn create_sandbox(&self, hostname: &str, entropy: Vec<u8>) -> Result<(), Error> {
+        let mut request = CreateSandboxRequest::new();
+        request.hostname = hostname.to_owned();
+        request.entropy = entropy;
+        let answer = self.client.create_sandbox(self.within(), &request).await;
+        self.check("CreateSandbox", answer).map(drop)
+    }
+
+    /// Creates a container; `ports` are those of standard input, output and error. Returns its first process's number in
+    /// the guest.
+    ///
+    /// # Errors
+    /// The agent refuses or doesn't answer.
+    pub async fn create_container(&self, id: &str, spec: Vec<u8>, ports: [u32; 3]) -> Result<u32, Error> {
+        let mut request = CreateContainerRequest::new();
+        request.id = id.to_owned();
+        request.spec = spec;
+        let mut stdio = Stdio::new();
+        [stdio.stdin_port, stdio.stdout_port, stdio.stderr_port] = ports;
+        request.stdio = Some(stdio).into();
+        let answer = self.client.create_container(self.within(), &request).await;
+        Ok(self.check("CreateContainer", answer)?.pid)
+    }
+
+    /// Lets a container's process run.
+    ///
+    /// # Errors
+    /// The agent refuses or doesn't answer.
+    pub async fn start_container(&self, id: &str) -> Result<(), Error> {
+        let mut request = StartContainerRequest::new();
+        request.id = id.to_owned();
+        let answer = self.client.start_container(self.within(), &request).await;
+        self.check("StartContainer", answer).map(drop)
+    }
+
+    /// Sends a signal to a container's first process, or to all.
+    ///
+    /// # Errors
+    /// The agent refuses or doesn't answer.
+    pub async fn signal_container(&self, id: &str, signal: u32, all: bool) -> Result<(), Error> {
+        let mut request = SignalContainerRequest::new();
+        request.id = id.to_owned();
+        request.signal = signal;
+        request.all = all;
+        let answer = self.client.signal_container(self.within(), &request).await;
+        self.check("SignalContainer", answer).map(drop)
+    }
+
+    /// Waits, without a deadline, for a container's first process to end, and returns its exit status, at most 255.
+    ///
+    /// # Errors
+    /// The agent refuses or goes away.
+    pub async fn wait_container(&self, id: &str) -> Result<u8, Error> {
+        let mut request = WaitContainerRequest::new();
+        request.id = id.to_owned();
+        let answer = self.client.wait_container(Context::default(), &request).await;
+        let status = self.check("WaitContainer", answer)?.exit_status;
+        Ok(u8::try_from(status).unwrap_or(u8::MAX))
+    }
+
+    /// The guest's numbers of a container's processes, at most 65536 of them.
+    ///
+    /// # Errors
+    /// The agent refuses or doesn't answer.
+    pub async fn list_processes(&self, id: &str) -> Result<Vec<u32>, Error> {
+        let mut request = ListProcessesRequest::new();
+        request.id = id.to_owned();
+        let answer = self.client.list_processes(self.within(), &request).await;
+        let mut pids = self.check("ListProcesses", answer)?.pids;
+        pids.truncate(65_536);
+        Ok(pids)
+    }
+
+    /// Removes a container.
+    ///
+    /// # Errors
+    /// The agent refuses or doesn't answer.
+    pub async fn remove_container(&self, id: &str, force: bool) -> Result<(), Error> {
+        let mut request = RemoveContainerRequest::new();
+        request.id = id.to_owned();
+        request.force = force;
+        let answer = self.client.remove_container(self.within(), &request).await;
+        self.check("RemoveContainer", answer).map(drop)
+    }
+
+    /// Ends the pod, with what it has written on the host's side.
+    ///
+    /// # Errors
+    /// The agent refuses or doesn't answer.
+    pub async fn stop_sandbox(&self) -> Result<(), Error> {
+        let answer = self
+            .client
+            .stop_sandbox(self.within(), &StopSandboxRequest::new())
+            .await;
+        self.check("StopSandbox", answer).map(drop)
+    }
+
+    fn within(&self) -> Context {
+        context::with_duration(self.deadline)
+    }
+
+    fn check<T>(&self, request: &'static str, answer: ttrpc::Result<T>) -> Result<T, Error> {
+        answer.map_err(|error| match error {
+            ttrpc::Error::RpcStatus(status) => {
+                let kind = match status.code() {
+                    Code::NOT_FOUND => Kind::NotFound,
+                    Code::ALREADY_EXISTS => Kind::AlreadyExists,
+                    Code::FAILED_PRECONDITION => Kind::FailedPrecondition,
+                    Code::INVALID_ARGUMENT => Kind::InvalidArgument,
+                    Code::UNIMPLEMENTED => Kind::Unimplemented,
+                    Code::DEADLINE_EXCEEDED => {
+                        return Error::Deadline {
+                            request,
+                            deadline: self.deadline,
+                        };
+                    }
+                    _ => Kind::Internal,
+                };
+                Error::Refused {
+                    kind,
+                    message: printable(&status.message, 1024),
+                }
+            }
+            error => Error::Gone {
+                request,
+                reason: printable(&error.to_string(), 256),
+            },
+        })
+    }
+}
+
+/// A guest's words for a person's eyes: at most `most` characters of one line, without control characters.
+#[must_use]
+pub fn printable(text: &str, most: usize) -> String {
+    text.trim_end()
+        .chars()
+        .take(most)
+        .map(|character| if character.is_control() { ' ' } else { character })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    fn hello(bytes: Vec<u8>) -> Result<GuestTimes, Error> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let (mut guest, mut host) = UnixStream::pair().unwrap();
+            guest.write_all(&bytes).await.unwrap();
+            drop(guest);
+            read_hello(&mut host).await
+        })
+    }
+
+    fn frame(body: &str) -> Vec<u8> {
+        let mut frame = u32::try_from(body.len()).unwrap().to_le_bytes().to_vec();
+        frame.extend_from_slice(body.as_bytes());
+        frame
+    }
+
+    #[test]
+    fn a_hello_tells_when_the_guest_began() {
+        let times = hello(frame(r#"{"version":1,"init_ns":600,"hello_ns":1000}"#)).unwrap();
+        assert_eq!(times.hello - times.kernel_entered, 1000);
+        assert_eq!(times.hello - times.agent_init, 400);
+    }
+
+    #[test]
+    fn numbers_of_a_lying_guest_only_spoil_its_timeline() {
+        let body = format!(r#"{{"version":1,"init_ns":{0},"hello_ns":{0}}}"#, u64::MAX);
+        let times = hello(frame(&body)).unwrap();
+        assert_eq!(times.kernel_entered, 0);
+        assert!(times.agent_init <= times.hello);
+    }
+
+    #[test]
+    fn what_is_not_a_hello_is_refused() {
+        assert!(matches!(hello(vec![]), Err(Error::Broken(_))));
+        assert!(matches!(hello(vec![1, 0, 0]), Err(Error::Broken(_))));
+        assert!(matches!(hello(vec![10, 0, 0, 0, b'{']), Err(Error::Broken(_))));
+        assert!(matches!(
+            hello(u32::MAX.to_le_bytes().to_vec()),
+            Err(Error::TooLong(u32::MAX))
+        ));
+        assert!(matches!(
+            hello(4097_u32.to_le_bytes().to_vec()),
+            Err(Error::TooLong(4097))
+        ));
+        assert!(matches!(hello(frame("hello")), Err(Error::Malformed(_))));
+        assert!(matches!(
+            hello(frame(r#"{"version":1,"init_ns":1,"hello_ns":1,"more":1}"#)),
+            Err(Error::Malformed(_))
+        ));
+        assert!(matches!(
+            hello(frame(r#"{"version":2,"init_ns":1,"hello_ns":1}"#)),
+            Err(Error::Version(2))
+        ));
+    }
+
+    #[test]
+    fn a_guests_words_are_made_fit_to_print() {
+        assert_eq!(printable("a\x1b[31mb\nc\0\n", 100), "a [31mb c ");
+        assert_eq!(printable(&"x".repeat(50), 10), "xxxxxxxxxx");
+    }
+}

@@ -1,0 +1,120 @@
+//! What can go wrong with a pod, and what kind of wrong it is to a caller.
+
+use std::{error::Error as StdError, fmt::Write, sync::Arc, time::Duration};
+
+use crate::{agent, check, config, launch, mount, share, size, spec, state, stdio};
+
+/// What went wrong with a pod or a container.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration is not usable.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// The host lacks something.
+    #[error(transparent)]
+    Check(#[from] check::Error),
+    /// The machine's size is not to be had.
+    #[error(transparent)]
+    Size(#[from] size::Error),
+    /// The pod's state can't be kept.
+    #[error(transparent)]
+    State(#[from] state::Error),
+    /// The pod's shared directory can't be set up.
+    #[error(transparent)]
+    Share(#[from] share::Error),
+    /// A mount failed.
+    #[error(transparent)]
+    Mount(#[from] mount::Error),
+    /// The container's specification can't be carried out.
+    #[error(transparent)]
+    Spec(#[from] spec::Error),
+    /// A standard stream can't be opened.
+    #[error(transparent)]
+    Stdio(#[from] stdio::Error),
+    /// The machine can't be started.
+    #[error(transparent)]
+    Launch(#[from] launch::Error),
+    /// The agent refused, or didn't answer.
+    #[error(transparent)]
+    Agent(#[from] agent::Error),
+    /// The pod never came up; shared by all who wait for it.
+    #[error("the pod did not start")]
+    NotStarted(#[source] Arc<Error>),
+    /// The pod has ended.
+    #[error("the pod has ended: {0}")]
+    Ended(String),
+    /// The machine did not go away.
+    #[error("the pod's processes are still there {} s after they were killed", .0.as_secs())]
+    Undead(Duration),
+    /// Something of the pod is left on the host.
+    #[error("cannot clean up after the pod")]
+    Cleanup(#[source] std::io::Error),
+}
+
+/// What an error means to a caller, whatever its cause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// No such container.
+    NotFound,
+    /// There is one already.
+    AlreadyExists,
+    /// Not now.
+    FailedPrecondition,
+    /// Never with these arguments.
+    InvalidArgument,
+    /// Not by this version.
+    Unimplemented,
+    /// It took too long.
+    DeadlineExceeded,
+    /// The pod is gone.
+    Unavailable,
+    /// Anything else.
+    Internal,
+}
+
+impl Error {
+    /// What this means to a caller.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Size(_) => Kind::InvalidArgument,
+            Self::Spec(error) => error.kind(),
+            Self::Stdio(error) => error.kind(),
+            Self::Mount(error) => error.kind(),
+            Self::Share(error) => error.kind(),
+            Self::State(error) => error.kind(),
+            Self::Agent(error) => error.kind(),
+            Self::Config(_) | Self::Check(_) => Kind::FailedPrecondition,
+            Self::NotStarted(error) => error.kind(),
+            Self::Ended(_) => Kind::Unavailable,
+            Self::Launch(_) | Self::Undead(_) | Self::Cleanup(_) => Kind::Internal,
+        }
+    }
+}
+
+/// An error and its causes in one line.
+#[must_use]
+pub fn line(error: &dyn StdError) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !line.ends_with(&text) {
+            // Writing to a string doesn't fail.
+            let _ = write!(line, ": {text}");
+        }
+        cause = error.source();
+    }
+    line.replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_line_with_its_causes() {
+        let error = Error::Cleanup(std::io::Error::other("two\nlines"));
+        assert_eq!(line(&error), "cannot clean up after the pod: two lines");
+    }
+}

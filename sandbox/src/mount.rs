@@ -1,0 +1,543 @@
+//! Mounting on the host: what a snapshotter asks for, and directories of the host shown in another place.
+
+use std::{
+    ffi::CString,
+    fs::{File, OpenOptions},
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::{ffi::OsStrExt, fs::OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::mount::MsFlags;
+
+use crate::error::Kind;
+
+/// A mount as containerd describes it (`containerd.types.Mount`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Request {
+    /// The file system's type; `bind` for a part of another.
+    pub fs_type: String,
+    /// A device, a path, or a mere name.
+    pub source: String,
+    /// Where below the root file system.
+    pub target: String,
+    /// As in fstab(5).
+    pub options: Vec<String>,
+}
+
+/// Why a mount failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An option that is not carried out.
+    #[error("mount option {option:?} of {source_name} is not supported")]
+    Option {
+        /// The option.
+        option: String,
+        /// The mount's source.
+        source_name: String,
+    },
+    /// A mount at a place of its own.
+    #[error("a mount of {source_name} below the root file system (target {target:?}) is not supported")]
+    Target {
+        /// The target.
+        target: String,
+        /// The mount's source.
+        source_name: String,
+    },
+    /// Options that don't fit a page.
+    #[error("the mount options of {0} are longer than the kernel takes (4095 bytes)")]
+    TooLong(String),
+    /// The kernel refused.
+    #[error("cannot {verb} {source_name} (type {fs_type}) at {}", target.display())]
+    Refused {
+        /// What was done.
+        verb: &'static str,
+        /// The mount's source.
+        source_name: String,
+        /// The file system's type.
+        fs_type: String,
+        /// Where.
+        target: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// What this means to a caller.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Option { .. } | Self::Target { .. } | Self::TooLong(_) => Kind::Unimplemented,
+            Self::Refused { .. } => Kind::Internal,
+        }
+    }
+}
+
+/// A mount's options, told apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Options {
+    flags: MsFlags,
+    bind: bool,
+    recursive: bool,
+    /// What is the file system's own.
+    data: Vec<String>,
+}
+
+/// Sets or clears flags.
+enum Effect {
+    Set(MsFlags),
+    Clear(MsFlags),
+}
+
+/// The options of mount(8) that are the same for every file system.
+fn effect(option: &str) -> Option<Effect> {
+    Some(match option {
+        "defaults" | "private" | "rprivate" => Effect::Set(MsFlags::empty()),
+        "ro" => Effect::Set(MsFlags::MS_RDONLY),
+        "rw" => Effect::Clear(MsFlags::MS_RDONLY),
+        "nosuid" => Effect::Set(MsFlags::MS_NOSUID),
+        "suid" => Effect::Clear(MsFlags::MS_NOSUID),
+        "nodev" => Effect::Set(MsFlags::MS_NODEV),
+        "dev" => Effect::Clear(MsFlags::MS_NODEV),
+        "noexec" => Effect::Set(MsFlags::MS_NOEXEC),
+        "exec" => Effect::Clear(MsFlags::MS_NOEXEC),
+        "sync" => Effect::Set(MsFlags::MS_SYNCHRONOUS),
+        "async" => Effect::Clear(MsFlags::MS_SYNCHRONOUS),
+        "dirsync" => Effect::Set(MsFlags::MS_DIRSYNC),
+        "mand" => Effect::Set(MsFlags::MS_MANDLOCK),
+        "nomand" => Effect::Clear(MsFlags::MS_MANDLOCK),
+        "noatime" => Effect::Set(MsFlags::MS_NOATIME),
+        "atime" => Effect::Clear(MsFlags::MS_NOATIME),
+        "nodiratime" => Effect::Set(MsFlags::MS_NODIRATIME),
+        "diratime" => Effect::Clear(MsFlags::MS_NODIRATIME),
+        "relatime" => Effect::Set(MsFlags::MS_RELATIME),
+        "norelatime" => Effect::Clear(MsFlags::MS_RELATIME),
+        "strictatime" => Effect::Set(MsFlags::MS_STRICTATIME),
+        "nostrictatime" => Effect::Clear(MsFlags::MS_STRICTATIME),
+        _ => return None,
+    })
+}
+
+/// Options that mean something to mount(8) or containerd, not to the file system, and that are not carried out.
+fn is_refused(option: &str) -> bool {
+    matches!(
+        option,
+        "loop"
+            | "remount"
+            | "move"
+            | "shared"
+            | "rshared"
+            | "slave"
+            | "rslave"
+            | "unbindable"
+            | "runbindable"
+    ) || ["loop=", "uidmap=", "gidmap=", "X-", "x-"]
+        .iter()
+        .any(|prefix| option.starts_with(prefix))
+}
+
+impl Options {
+    fn parse(request: &Request) -> Result<Self, Error> {
+        let mut options = Self {
+            flags: MsFlags::empty(),
+            bind: request.fs_type == "bind",
+            recursive: false,
+            data: Vec::new(),
+        };
+        for option in &request.options {
+            match (option.as_str(), effect(option)) {
+                (_, Some(Effect::Set(flags))) => options.flags |= flags,
+                (_, Some(Effect::Clear(flags))) => options.flags &= !flags,
+                ("bind", _) => options.bind = true,
+                ("rbind", _) => {
+                    options.bind = true;
+                    options.recursive = true;
+                }
+                (refused, _) if is_refused(refused) => {
+                    return Err(Error::Option {
+                        option: option.clone(),
+                        source_name: request.source.clone(),
+                    });
+                }
+                ("", _) => {}
+                _ => options.data.push(option.clone()),
+            }
+        }
+        if let (true, Some(option)) = (options.bind, options.data.first()) {
+            return Err(Error::Option {
+                option: option.clone(),
+                source_name: request.source.clone(),
+            });
+        }
+        Ok(options)
+    }
+}
+
+/// What a mount allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allow {
+    /// Whether writing is refused.
+    pub read_only: bool,
+    /// Whether mounts below come along.
+    pub recursive: bool,
+}
+
+/// Mounts `request` at the directory `target`. Neither devices nor set-user-id files mean anything to the host there.
+///
+/// # Errors
+/// What is asked for is not supported, or the kernel refuses.
+pub fn mount(request: &Request, target: &Path) -> Result<(), Error> {
+    if !request.target.is_empty() && request.target != "/" {
+        return Err(Error::Target {
+            target: request.target.clone(),
+            source_name: request.source.clone(),
+        });
+    }
+    let options = Options::parse(request)?;
+    let refused = |verb, source| Error::Refused {
+        verb,
+        source_name: request.source.clone(),
+        fs_type: request.fs_type.clone(),
+        target: target.to_owned(),
+        source,
+    };
+    if options.bind {
+        let source = open_path(Path::new(&request.source)).map_err(|error| refused("open", error))?;
+        let allow = Allow {
+            read_only: options.flags.contains(MsFlags::MS_RDONLY),
+            recursive: options.recursive,
+        };
+        return bind(source.as_fd(), target, allow).map_err(|error| refused("bind", error));
+    }
+    // Alive until the mount is made: the options may refer to it.
+    let (data, _directory) = join(options.data).ok_or_else(|| Error::TooLong(request.source.clone()))?;
+    nix::mount::mount(
+        Some(request.source.as_str()),
+        target,
+        Some(request.fs_type.as_str()),
+        options.flags | MsFlags::MS_NODEV | MsFlags::MS_NOSUID,
+        Some(data.as_str()),
+    )
+    .map_err(|error| refused("mount", error.into()))
+}
+
+/// The most that mount(2) takes, without the final zero.
+const MAX_DATA: usize = 4095;
+
+/// Joins a file system's options. Where there are too many layers for one page, what their paths have in common is opened
+/// and named by its descriptor's number, which is shorter.
+fn join(mut data: Vec<String>) -> Option<(String, Option<OwnedFd>)> {
+    let joined = data.join(",");
+    if joined.len() <= MAX_DATA {
+        return Some((joined, None));
+    }
+    let lower = data.iter_mut().find(|option| option.starts_with("lowerdir="))?;
+    let layers: Vec<&Path> = lower
+        .strip_prefix("lowerdir=")?
+        .split(':')
+        .map(Path::new)
+        .collect();
+    if lower.contains('\\') || !layers.iter().all(|layer| layer.is_absolute()) {
+        return None;
+    }
+    let mut common = layers.first()?.parent()?;
+    while !layers.iter().all(|layer| layer.starts_with(common)) {
+        common = common.parent()?;
+    }
+    let directory = open_path(common).ok()?;
+    let prefix = format!("/proc/self/fd/{}", directory.as_raw_fd());
+    let shortened: Option<Vec<String>> = layers
+        .iter()
+        .map(|layer| Some(format!("{prefix}/{}", layer.strip_prefix(common).ok()?.to_str()?)))
+        .collect();
+    *lower = format!("lowerdir={}", shortened?.join(":"));
+    let joined = data.join(",");
+    (joined.len() <= MAX_DATA).then_some((joined, Some(directory)))
+}
+
+/// Opens a path for what it names only: nothing happens to a device or FIFO.
+///
+/// # Errors
+/// It isn't there.
+pub fn open_path(path: &Path) -> io::Result<OwnedFd> {
+    // The access mode means nothing with O_PATH, the standard library insists on one.
+    let file: File = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH)
+        .open(path)?;
+    Ok(file.into())
+}
+
+/// Shows what `source` names at `target` too, which is of the same type. The new mount takes no part in any propagation
+/// from where `source` is.
+///
+/// # Errors
+/// The kernel refuses; it is older than 5.12.
+pub fn bind(source: BorrowedFd<'_>, target: &Path, allow: Allow) -> io::Result<()> {
+    let tree = clone_tree(source, allow.recursive)?;
+    let always = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+    // Read-only as far as it reaches: else a mount below would be a way around it.
+    let read_only = if allow.read_only {
+        libc::MOUNT_ATTR_RDONLY
+    } else {
+        0
+    };
+    set_attributes(tree.as_fd(), always | read_only, libc::MS_PRIVATE)?;
+    attach(tree.as_fd(), target)
+}
+
+fn clone_tree(source: BorrowedFd<'_>, recursive: bool) -> io::Result<OwnedFd> {
+    let recursive = if recursive { libc::AT_RECURSIVE } else { 0 };
+    let flags = libc::OPEN_TREE_CLONE | libc::O_CLOEXEC as u32 | (libc::AT_EMPTY_PATH | recursive) as u32;
+    // SAFETY: the descriptor is open, the path is an empty C string, the flags a number.
+    let raw = unsafe { libc::syscall(libc::SYS_open_tree, source.as_raw_fd(), c"".as_ptr(), flags) };
+    match i32::try_from(raw) {
+        // SAFETY: the kernel has just made the descriptor for us alone.
+        Ok(raw) if raw >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(raw) }),
+        _ => Err(last_error("open_tree")),
+    }
+}
+
+fn set_attributes(tree: BorrowedFd<'_>, set: u64, propagation: libc::c_ulong) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: set,
+        attr_clr: 0,
+        propagation,
+        userns_fd: 0,
+    };
+    // SAFETY: the descriptor is open, the path is an empty C string, `attributes` outlives the call and its size is given.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(last_error("mount_setattr"))
+    }
+}
+
+fn attach(tree: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
+    let target = CString::new(target.as_os_str().as_bytes())?;
+    // SAFETY: the descriptor is open, both paths are C strings that outlive the call. The target's last component isn't
+    // followed if it is a symbolic link.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            libc::MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(last_error("move_mount"))
+    }
+}
+
+fn last_error(call: &str) -> io::Error {
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::ENOSYS) {
+        io::Error::new(
+            error.kind(),
+            format!("{call}: the host's kernel is older than Linux 5.12"),
+        )
+    } else {
+        error
+    }
+}
+
+/// Mounts `directory` on itself, read-only, so that what is mounted below it from now on reaches copies of this mount
+/// namespace that were made after this, and nobody else.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn make_stage(directory: &Path) -> io::Result<()> {
+    let source = open_path(directory)?;
+    let tree = clone_tree(source.as_fd(), false)?;
+    // Private while it is attached: what it is attached to may be shared with others.
+    let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+    set_attributes(tree.as_fd(), attributes, libc::MS_PRIVATE)?;
+    attach(tree.as_fd(), directory)?;
+    nix::mount::mount(
+        None::<&str>,
+        directory,
+        None::<&str>,
+        MsFlags::MS_SHARED,
+        None::<&str>,
+    )?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn request(fs_type: &str, options: &[&str]) -> Request {
+        Request {
+            fs_type: fs_type.to_owned(),
+            source: "overlay".to_owned(),
+            target: String::new(),
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn flags_and_a_file_systems_own_options_are_told_apart() {
+        let options = Options::parse(&request(
+            "overlay",
+            &[
+                "nosuid",
+                "ro",
+                "noatime",
+                "index=off",
+                "upperdir=/u",
+                "lowerdir=/a:/b",
+            ],
+        ))
+        .unwrap();
+        assert_eq!(
+            options.flags,
+            MsFlags::MS_NOSUID | MsFlags::MS_RDONLY | MsFlags::MS_NOATIME
+        );
+        assert_eq!(options.data, ["index=off", "upperdir=/u", "lowerdir=/a:/b"]);
+        assert!(!options.bind);
+    }
+
+    #[test]
+    fn the_last_of_two_contrary_options_counts() {
+        assert_eq!(
+            Options::parse(&request("ext4", &["ro", "rw"])).unwrap().flags,
+            MsFlags::empty()
+        );
+        assert_eq!(
+            Options::parse(&request("ext4", &["rw", "ro"])).unwrap().flags,
+            MsFlags::MS_RDONLY
+        );
+    }
+
+    #[test]
+    fn binds_are_recognized_by_type_and_by_option() {
+        assert!(Options::parse(&request("bind", &["ro"])).unwrap().bind);
+        let options = Options::parse(&request("", &["rbind", "rprivate"])).unwrap();
+        assert!(options.bind && options.recursive && options.data.is_empty());
+    }
+
+    #[test]
+    fn options_that_are_not_carried_out_are_refused_by_name() {
+        for option in [
+            "loop",
+            "remount",
+            "rshared",
+            "uidmap=0:1:1",
+            "X-containerd.mkfs.fs=ext4",
+        ] {
+            let error = Options::parse(&request("ext4", &[option])).unwrap_err();
+            assert_eq!(error.kind(), Kind::Unimplemented);
+            assert!(error.to_string().contains(option), "{error}");
+        }
+        let error = Options::parse(&request("bind", &["size=1"]))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("size=1"), "{error}");
+        let mut below = request("ext4", &[]);
+        below.target = "/data".to_owned();
+        let error = mount(&below, Path::new("/nonexistent")).unwrap_err().to_string();
+        assert!(error.contains("\"/data\""), "{error}");
+    }
+
+    #[test]
+    fn more_layers_than_a_page_holds_are_mounted() {
+        let top = tempfile::tempdir().unwrap();
+        let long = top
+            .path()
+            .join("a-long-directory-name-as-snapshotters-have-them".repeat(2));
+        let layers: Vec<String> = (0..60)
+            .map(|layer| {
+                let path = long.join(layer.to_string()).join("fs");
+                fs::create_dir_all(&path).unwrap();
+                fs::write(path.join(format!("file-{layer}")), "").unwrap();
+                path.to_str().unwrap().to_owned()
+            })
+            .collect();
+        let option = format!("lowerdir={}", layers.join(":"));
+        assert!(option.len() > MAX_DATA);
+        let target = top.path().join("rootfs");
+        fs::create_dir(&target).unwrap();
+        match mount(&request("overlay", &[&option]), &target) {
+            Ok(()) => {
+                assert_eq!(fs::read_dir(&target).unwrap().count(), 60);
+                nix::mount::umount(&target).unwrap();
+            }
+            // The machine that this is tested on may have a kernel without overlayfs; the options were within bounds then.
+            Err(Error::Refused { source, .. }) => {
+                assert_eq!(source.raw_os_error(), Some(libc::ENODEV), "{source}")
+            }
+            Err(error) => panic!("{error}"),
+        }
+        let (joined, directory) = join(vec!["ro".to_owned(), option]).unwrap();
+        assert!(joined.len() <= MAX_DATA && directory.is_some());
+    }
+
+    #[test]
+    fn options_beyond_help_are_told() {
+        assert!(join(vec!["x".repeat(5000)]).is_none());
+    }
+
+    #[test]
+    fn a_read_only_bind_refuses_writes_below_too() {
+        let top = tempfile::tempdir().unwrap();
+        let (from, to) = (top.path().join("from"), top.path().join("to"));
+        fs::create_dir_all(from.join("below")).unwrap();
+        fs::create_dir(&to).unwrap();
+        let volume = Request {
+            fs_type: "tmpfs".to_owned(),
+            source: "tmpfs".to_owned(),
+            ..Request::default()
+        };
+        mount(&volume, &from.join("below")).expect("these tests need root");
+        let source = open_path(&from).unwrap();
+        let allow = Allow {
+            read_only: true,
+            recursive: true,
+        };
+        bind(source.as_fd(), &to, allow).unwrap();
+        for path in ["file", "below/file"] {
+            let error = fs::write(to.join(path), "").unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EROFS), "{path}");
+            fs::write(from.join(path), "").unwrap();
+        }
+        crate::cleanup::unmount_below(top.path()).unwrap();
+    }
+
+    #[test]
+    fn a_link_in_the_targets_place_is_not_followed() {
+        let top = tempfile::tempdir().unwrap();
+        let elsewhere = top.path().join("elsewhere");
+        fs::create_dir(&elsewhere).unwrap();
+        let link = top.path().join("link");
+        std::os::unix::fs::symlink(&elsewhere, &link).unwrap();
+        let source = open_path(top.path()).unwrap();
+        let allow = Allow {
+            read_only: false,
+            recursive: false,
+        };
+        assert!(bind(source.as_fd(), &link, allow).is_err());
+        assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
+    }
+}

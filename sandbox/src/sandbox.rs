@@ -1,0 +1,475 @@
+//! A pod under supervision: from its agent's hello to its end.
+
+use std::{
+    io,
+    os::fd::OwnedFd,
+    process::ExitStatus,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use sealock_protocol::{
+    control::{Event, ExitReason, MAX_MESSAGE, Request},
+    seqpacket,
+};
+use tokio::{
+    io::unix::AsyncFd,
+    net::UnixStream,
+    sync::{Notify, watch},
+    time::timeout,
+};
+
+use crate::{
+    agent::{self, Agent, printable},
+    broker::{self, Ports},
+    child_log,
+    config::Config,
+    error::{Error, line},
+    launch::{self, Launched, console_clause},
+    process::{self, Process},
+    share::Share,
+    socket::{self, AsyncSeqPacket},
+    state::{PodDir, Uid},
+    timeline::Timeline,
+};
+
+/// How long processes may take to go away after they were killed.
+const KILL_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long the monitor may take to tell its console, and to go away after it has broken off.
+const MONITOR_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Lines of the console that are logged when a machine fails.
+const CONSOLE_LINES: usize = 40;
+
+type Readiness = Option<Result<Agent, Arc<Error>>>;
+
+/// A pod. Its machine is killed when [`Sandbox::stop`] is called or the process ends.
+#[derive(Debug)]
+pub struct Sandbox {
+    id: String,
+    config: Config,
+    vmm_pid: u32,
+    share: Share,
+    ports: Arc<Ports>,
+    timeline: Arc<Mutex<Timeline>>,
+    ready: watch::Receiver<Readiness>,
+    ended: watch::Receiver<Option<String>>,
+    kill: Arc<Notify>,
+    stopping: Arc<AtomicBool>,
+    stop: tokio::sync::Mutex<()>,
+    files: Mutex<Option<(PodDir, Uid)>>,
+}
+
+/// What the monitor has said so far.
+#[derive(Debug, Default)]
+struct Said {
+    console: Option<String>,
+    exited: Option<(ExitReason, String, String)>,
+    closed: bool,
+}
+
+/// The monitor's control socket.
+#[derive(Debug)]
+struct Control {
+    socket: AsyncSeqPacket,
+    said: watch::Sender<Said>,
+}
+
+impl Control {
+    /// Takes in what the monitor says, until it closes its end.
+    async fn run(&self, timeline: &Mutex<Timeline>) {
+        // A monitor says five things in its life at most.
+        for _ in 0..64 {
+            match self.socket.receive::<Event>(MAX_MESSAGE).await {
+                Ok((Event::Running { marks }, _)) => lock(timeline).extend(marks),
+                Ok((Event::Console { tail }, _)) => {
+                    self.said.send_modify(|said| said.console = Some(tail));
+                }
+                Ok((
+                    Event::Exited {
+                        reason,
+                        detail,
+                        console,
+                    },
+                    _,
+                )) => {
+                    self.said
+                        .send_modify(|said| said.exited = Some((reason, detail, console)));
+                }
+                Err(seqpacket::Error::Closed) => break,
+                Err(error) => {
+                    tracing::warn!(error = line(&error), "the monitor said something odd");
+                    if matches!(error, seqpacket::Error::Io(_)) {
+                        break;
+                    }
+                }
+            }
+        }
+        self.said.send_modify(|said| said.closed = true);
+    }
+
+    /// The console's tail, if the monitor tells it in time.
+    async fn read_console(&self) -> String {
+        let read = async {
+            self.socket.send(&Request::ReadConsole, &[]).await.ok()?;
+            let mut said = self.said.subscribe();
+            let said = said
+                .wait_for(|said| said.console.is_some() || said.closed)
+                .await
+                .ok()?;
+            said.console.clone()
+        };
+        timeout(MONITOR_DEADLINE, read)
+            .await
+            .ok()
+            .flatten()
+            .unwrap_or_default()
+    }
+}
+
+impl Launched {
+    /// Supervises the pod from now on: answers its processes, waits for its agent, notices its end. To be called within a
+    /// runtime; returns at once.
+    ///
+    /// # Errors
+    /// The runtime can't watch the pod's descriptors. Nothing is left then.
+    pub fn supervise(self) -> Result<Arc<Sandbox>, Error> {
+        let failed = |error| Error::Launch(launch::Error::Socket(error));
+        self.hello.set_nonblocking(true).map_err(failed)?;
+        let hello = UnixStream::from_std(self.hello).map_err(failed)?;
+        let control = Arc::new(Control {
+            socket: AsyncSeqPacket::new(self.control).map_err(failed)?,
+            said: watch::Sender::default(),
+        });
+        let processes = Processes {
+            vmm_end: socket::watch(self.vmm.pidfd().map_err(failed)?).map_err(failed)?,
+            fsd_end: socket::watch(self.fsd.pidfd().map_err(failed)?).map_err(failed)?,
+            vmm: self.vmm,
+            fsd: self.fsd,
+        };
+        let (ready_sender, ready) = watch::channel(None);
+        let (ended_sender, ended) = watch::channel(None);
+        let sandbox = Arc::new(Sandbox {
+            vmm_pid: processes.vmm.id().pid,
+            id: self.id,
+            config: self.config,
+            share: self.share,
+            ports: Arc::new(self.ports),
+            timeline: Arc::new(Mutex::new(self.timeline)),
+            ready,
+            ended,
+            kill: Arc::new(Notify::new()),
+            stopping: Arc::new(AtomicBool::new(false)),
+            stop: tokio::sync::Mutex::new(()),
+            files: Mutex::new(Some((self.dir, self.uid))),
+        });
+
+        for (name, stderr) in [("sealock-vmm", self.vmm_stderr), ("sealock-fsd", self.fsd_stderr)] {
+            let id = sandbox.id.clone();
+            tokio::spawn(async move { child_log::run(name, &id, stderr).await });
+        }
+        let (ports, kill) = (Arc::clone(&sandbox.ports), Arc::clone(&sandbox.kill));
+        let broker = self.broker;
+        tokio::spawn(async move {
+            if let Err(error) = broker::serve(broker, &ports).await {
+                tracing::error!(
+                    error = line(&error),
+                    "the monitor's vsock device broke the protocol"
+                );
+                kill.notify_one();
+            }
+        });
+        let (listener, timeline) = (Arc::clone(&control), Arc::clone(&sandbox.timeline));
+        tokio::spawn(async move { listener.run(&timeline).await });
+        tokio::spawn(processes.run(
+            sandbox.id.clone(),
+            Arc::clone(&sandbox.kill),
+            Arc::clone(&sandbox.stopping),
+            control.said.subscribe(),
+            ended_sender,
+        ));
+        let coming = Arc::clone(&sandbox);
+        let hostname = self.hostname;
+        tokio::spawn(async move {
+            let result = match coming.bring_up(hello, &hostname, &control).await {
+                Ok(agent) => Ok(agent),
+                Err(error) => {
+                    tracing::error!(sandbox = coming.id, error = line(&error), "the pod did not start");
+                    // Whoever waits for the pod hears of it when nothing is left.
+                    if let Err(error) = coming.end().await {
+                        tracing::error!(sandbox = coming.id, error = line(&error), "cannot clean up");
+                    }
+                    Err(Arc::new(error))
+                }
+            };
+            ready_sender.send_replace(Some(result));
+            // Held until now: the machine ends when the socket is closed.
+            coming.wait_ended().await;
+            drop(control);
+        });
+        Ok(sandbox)
+    }
+}
+
+/// A pod's two processes, neither of which lives without the other.
+struct Processes {
+    vmm: Process,
+    fsd: Process,
+    vmm_end: AsyncFd<OwnedFd>,
+    fsd_end: AsyncFd<OwnedFd>,
+}
+
+impl Processes {
+    async fn run(
+        mut self,
+        id: String,
+        kill: Arc<Notify>,
+        stopping: Arc<AtomicBool>,
+        mut said: watch::Receiver<Said>,
+        ended: watch::Sender<Option<String>>,
+    ) {
+        let first = tokio::select! {
+            _ = self.vmm_end.readable() => None,
+            _ = self.fsd_end.readable() => Some("the file server ended"),
+            () = kill.notified() => Some("it was stopped"),
+        };
+        self.vmm.kill();
+        self.fsd.kill();
+        // Errors of the runtime's own: then there is nothing to wait with, and dropping the processes waits.
+        let _ = self.vmm_end.readable().await;
+        let _ = self.fsd_end.readable().await;
+        let (vmm, fsd) = (self.vmm.reap(), self.fsd.reap());
+        drop(self);
+        // What it said last is in the socket already.
+        let _ = timeout(MONITOR_DEADLINE, said.wait_for(|said| said.closed)).await;
+        let reason = {
+            let said = said.borrow();
+            match (&said.exited, first) {
+                (_, Some("the file server ended")) => format!("the file server ended ({})", status(fsd)),
+                (Some((reason, detail, console)), _) => describe_exit(&id, *reason, detail, console),
+                (None, Some(first)) => first.to_owned(),
+                (None, None) => format!("the virtual machine monitor ended ({})", status(vmm)),
+            }
+        };
+        if stopping.load(Ordering::Relaxed) {
+            tracing::debug!(sandbox = id, reason, "the pod has ended");
+        } else {
+            tracing::error!(sandbox = id, reason, "the pod has ended by itself");
+        }
+        ended.send_replace(Some(reason));
+    }
+}
+
+fn status(status: Option<ExitStatus>) -> String {
+    status.map_or_else(|| "unknown".to_owned(), process::describe)
+}
+
+/// A machine's end in one line; its console goes into the log.
+fn describe_exit(id: &str, reason: ExitReason, detail: &str, console: &str) -> String {
+    let mut text = launch::describe(reason).to_owned();
+    if !detail.is_empty() {
+        text.push_str(": ");
+        text.push_str(&printable(detail, 512));
+    }
+    if matches!(
+        reason,
+        ExitReason::Panic | ExitReason::TripleFault | ExitReason::Reboot
+    ) {
+        log_console(id, console);
+        text.push_str(&console_clause(&last_lines(console)));
+    }
+    text
+}
+
+fn log_console(id: &str, console: &str) {
+    let lines: Vec<&str> = console.lines().collect();
+    for line in &lines[lines.len().saturating_sub(CONSOLE_LINES)..] {
+        tracing::error!(sandbox = id, "console: {}", printable(line, 256));
+    }
+}
+
+/// The last lines of a console for an error.
+fn last_lines(console: &str) -> String {
+    let lines: Vec<String> = console
+        .lines()
+        .rev()
+        .filter(|line| !line.trim().is_empty())
+        .take(3)
+        .map(|line| printable(line.trim(), 160))
+        .collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
+}
+
+impl Sandbox {
+    async fn bring_up(
+        &self,
+        mut hello: UnixStream,
+        hostname: &str,
+        control: &Control,
+    ) -> Result<Agent, Error> {
+        let deadline = self.config.agent_timeout();
+        let times = tokio::select! {
+            biased;
+            times = timeout(deadline, agent::read_hello(&mut hello)) => match times {
+                Ok(Ok(times)) => times,
+                Ok(Err(error)) => return Err(self.ended_or(error.into()).await),
+                Err(_) => {
+                    let console = control.read_console().await;
+                    log_console(&self.id, &console);
+                    return Err(launch::Error::Deadline {
+                        seconds: deadline.as_secs(),
+                        console: last_lines(&console),
+                    }
+                    .into());
+                }
+            },
+            reason = self.wait_ended() => return Err(launch::Error::Ended(reason).into()),
+        };
+        {
+            let mut timeline = self.timeline();
+            timeline.mark_at("guest_kernel_entered", times.kernel_entered);
+            timeline.mark_at("agent_init", times.agent_init);
+            timeline.mark_at("agent_hello", times.hello);
+        }
+        let agent = Agent::new(hello, deadline);
+        let mut entropy = vec![0; 64];
+        broker::fill_random(&mut entropy).map_err(launch::Error::Socket)?;
+        tokio::select! {
+            biased;
+            created = agent.create_sandbox(hostname, entropy) => if let Err(error) = created {
+                return Err(self.ended_or(error.into()).await);
+            },
+            reason = self.wait_ended() => return Err(launch::Error::Ended(reason).into()),
+        }
+        self.timeline().mark("sandbox_created");
+        Ok(agent)
+    }
+
+    /// Why the machine ended, if it did so just now, which then is why `error` came to be.
+    async fn ended_or(&self, error: Error) -> Error {
+        match timeout(MONITOR_DEADLINE, self.wait_ended()).await {
+            Ok(reason) => launch::Error::Ended(reason).into(),
+            Err(_) => error,
+        }
+    }
+
+    /// The pod's identifier.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The monitor's number on the host: what stands for the pod's processes there.
+    #[must_use]
+    pub fn vmm_pid(&self) -> u32 {
+        self.vmm_pid
+    }
+
+    /// The agent, once the pod is ready for containers.
+    ///
+    /// # Errors
+    /// The pod didn't start, or has ended.
+    pub async fn ready(&self) -> Result<Agent, Error> {
+        let mut ready = self.ready.clone();
+        // The sender lives until it has said something.
+        let agent = match ready.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(Ok(agent))) => agent.clone(),
+            Ok(Some(Err(error))) => return Err(Error::NotStarted(Arc::clone(error))),
+            _ => return Err(Error::Ended("it is not supervised any longer".to_owned())),
+        };
+        match self.ended() {
+            None => Ok(agent),
+            Some(reason) => Err(Error::Ended(reason)),
+        }
+    }
+
+    /// Why the pod didn't start, if that is known already.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        match &*self.ready.borrow() {
+            Some(Err(error)) => Some(Error::NotStarted(Arc::clone(error))),
+            _ => None,
+        }
+    }
+
+    /// Why the pod has ended, if it has.
+    #[must_use]
+    pub fn ended(&self) -> Option<String> {
+        self.ended.borrow().clone()
+    }
+
+    /// Waits for the pod's end, however it comes, and returns why.
+    pub async fn wait_ended(&self) -> String {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(reason)) => reason.clone(),
+            _ => "it is not supervised any longer".to_owned(),
+        }
+    }
+
+    /// Kills the pod's processes.
+    pub fn kill(&self) {
+        self.kill.notify_one();
+    }
+
+    /// Ends the pod: lets the agent write everything back if it still can, kills the processes, undoes every mount and
+    /// directory. To be called as often as one likes.
+    ///
+    /// # Errors
+    /// Something is left.
+    pub async fn stop(&self) -> Result<(), Error> {
+        let _one_at_a_time = self.stop.lock().await;
+        self.stopping.store(true, Ordering::Relaxed);
+        let agent = self
+            .ready
+            .borrow()
+            .as_ref()
+            .and_then(|ready| ready.as_ref().ok().cloned());
+        if let (Some(agent), None) = (agent, self.ended()) {
+            tokio::select! {
+                stopped = agent.stop_sandbox() => if let Err(error) = stopped {
+                    tracing::warn!(sandbox = self.id, error = line(&error), "the agent did not stop the pod");
+                },
+                _ = self.wait_ended() => {}
+            }
+        }
+        self.end().await
+    }
+
+    async fn end(&self) -> Result<(), Error> {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.kill();
+        if timeout(KILL_DEADLINE, self.wait_ended()).await.is_err() {
+            return Err(Error::Undead(KILL_DEADLINE));
+        }
+        self.clean_up().map_err(Error::Cleanup)
+    }
+
+    fn clean_up(&self) -> io::Result<()> {
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match files {
+            None => Ok(()),
+            // What fails here is tried once more when the directory is dropped.
+            Some((mut dir, _uid)) => dir.remove(),
+        }
+    }
+
+    pub(crate) fn share(&self) -> &Share {
+        &self.share
+    }
+
+    pub(crate) fn ports(&self) -> &Ports {
+        &self.ports
+    }
+
+    pub(crate) fn timeline(&self) -> MutexGuard<'_, Timeline> {
+        lock(&self.timeline)
+    }
+}
+
+fn lock(timeline: &Mutex<Timeline>) -> MutexGuard<'_, Timeline> {
+    timeline.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,411 @@
+//! A container's OCI specification (`config.json`): read, and prepared for the guest.
+//!
+//! Only what is about the host is changed: the root file system's path, the sources of bind mounts, the network
+//! namespace's path. Everything else reaches the agent as it was written, and the agent applies or refuses it.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use sealock_protocol::guest::MAX_SPEC;
+use serde_json::Value;
+
+use crate::{
+    error::Kind,
+    mount::Allow,
+    share::{self, ContainerShare},
+};
+
+/// Why a specification can't be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It can't be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// It's too large.
+    #[error("{} is larger than {MAX_SPEC} bytes", .0.display())]
+    TooLarge(PathBuf),
+    /// It isn't JSON.
+    #[error("{} is not a valid OCI specification", path.display())]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A field has a value that makes no sense.
+    #[error("{field}: {problem}")]
+    Invalid {
+        /// The field.
+        field: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A field asks for what isn't supported.
+    #[error("{field}: {problem}")]
+    Unsupported {
+        /// The field.
+        field: String,
+        /// What isn't.
+        problem: &'static str,
+    },
+    /// A bind mount's source can't be shared.
+    #[error("{field}")]
+    Volume {
+        /// The field.
+        field: String,
+        /// The reason.
+        source: share::Error,
+    },
+}
+
+impl Error {
+    /// What this means to a caller.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Unsupported { .. } => Kind::Unimplemented,
+            Self::Volume { source, .. } => source.kind(),
+            _ => Kind::InvalidArgument,
+        }
+    }
+}
+
+fn invalid(field: impl Into<String>, problem: &'static str) -> Error {
+    Error::Invalid {
+        field: field.into(),
+        problem,
+    }
+}
+
+fn unsupported(field: impl Into<String>, problem: &'static str) -> Error {
+    Error::Unsupported {
+        field: field.into(),
+        problem,
+    }
+}
+
+/// Reads a bundle's specification.
+///
+/// # Errors
+/// It is missing, too large or broken; the position is told.
+pub fn read(bundle: &Path) -> Result<Value, Error> {
+    let path = bundle.join("config.json");
+    let mut text = Vec::new();
+    File::open(&path)
+        .and_then(|file| file.take(MAX_SPEC as u64 + 1).read_to_end(&mut text))
+        .map_err(|source| Error::Read {
+            path: path.clone(),
+            source,
+        })?;
+    if text.len() > MAX_SPEC {
+        return Err(Error::TooLarge(path));
+    }
+    let spec: Value = serde_json::from_slice(&text).map_err(|source| Error::Broken {
+        path: path.clone(),
+        source,
+    })?;
+    if spec.is_object() {
+        Ok(spec)
+    } else {
+        Err(invalid(path.display().to_string(), "not a JSON object"))
+    }
+}
+
+/// An annotation's value.
+#[must_use]
+pub fn annotation<'a>(spec: &'a Value, name: &str) -> Option<&'a str> {
+    spec.get("annotations")?.get(name)?.as_str()
+}
+
+/// The hostname asked for; empty when none is.
+#[must_use]
+pub fn hostname(spec: &Value) -> &str {
+    spec.get("hostname").and_then(Value::as_str).unwrap_or_default()
+}
+
+/// How readily the kernel is to kill the container when memory is short (proc(5), `oom_score_adj`).
+#[must_use]
+pub fn oom_score(spec: &Value) -> i16 {
+    let score = spec
+        .pointer("/process/oomScoreAdj")
+        .and_then(Value::as_i64)
+        .unwrap_or(0);
+    i16::try_from(score.clamp(-1000, 1000)).unwrap_or(0)
+}
+
+/// Where the root file system is on the host, when no snapshotter mounts one.
+///
+/// # Errors
+/// The specification names none.
+pub fn root(spec: &Value, bundle: &Path) -> Result<PathBuf, Error> {
+    match spec.pointer("/root/path").and_then(Value::as_str) {
+        Some("") | None => Err(invalid("root.path", "missing")),
+        Some(path) => Ok(bundle.join(path)),
+    }
+}
+
+/// Prepares the specification of `container` for the guest, sharing what its bind mounts need, and returns it encoded.
+///
+/// # Errors
+/// Something in it is not carried out; the field is named.
+pub fn prepare(
+    mut spec: Value,
+    container: &str,
+    bundle: &Path,
+    share: &mut ContainerShare,
+) -> Result<Vec<u8>, Error> {
+    refuse(&spec)?;
+    let root = spec
+        .get_mut("root")
+        .and_then(Value::as_object_mut)
+        .ok_or_else(|| invalid("root", "missing"))?;
+    root.insert("path".to_owned(), format!("{container}/rootfs").into());
+    prepare_namespaces(&mut spec)?;
+    prepare_mounts(&mut spec, bundle, share)?;
+    let encoded = serde_json::to_vec(&spec).map_err(|source| Error::Broken {
+        path: bundle.join("config.json"),
+        source,
+    })?;
+    if encoded.len() > MAX_SPEC {
+        return Err(Error::TooLarge(bundle.join("config.json")));
+    }
+    Ok(encoded)
+}
+
+fn refuse(spec: &Value) -> Result<(), Error> {
+    if spec.pointer("/process/terminal").and_then(Value::as_bool) == Some(true) {
+        return Err(unsupported("process.terminal", "terminals are not supported yet"));
+    }
+    for (name, hooks) in spec.get("hooks").and_then(Value::as_object).into_iter().flatten() {
+        if hooks.as_array().is_none_or(|hooks| !hooks.is_empty()) && !hooks.is_null() {
+            return Err(unsupported(
+                format!("hooks.{name}"),
+                "hooks are not supported yet",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn prepare_namespaces(spec: &mut Value) -> Result<(), Error> {
+    const FIELD: &str = "linux.namespaces";
+    let namespaces = spec
+        .pointer_mut("/linux/namespaces")
+        .and_then(Value::as_array_mut)
+        .ok_or_else(|| invalid(FIELD, "missing"))?;
+    let mut network = false;
+    for (index, namespace) in namespaces.iter_mut().enumerate() {
+        let entry = namespace
+            .as_object_mut()
+            .ok_or_else(|| invalid(format!("{FIELD}[{index}]"), "not an object"))?;
+        if entry.get("type").and_then(Value::as_str) == Some("network") {
+            // The guest has one network namespace, the pod's; the path is the host's side of it.
+            entry.remove("path");
+            network = true;
+        }
+    }
+    if network {
+        Ok(())
+    } else {
+        Err(unsupported(
+            FIELD,
+            "no \"network\" entry: the host's own network is not given to a microVM",
+        ))
+    }
+}
+
+fn prepare_mounts(spec: &mut Value, bundle: &Path, share: &mut ContainerShare) -> Result<(), Error> {
+    let mounts = match spec.get_mut("mounts") {
+        None | Some(Value::Null) => return Ok(()),
+        Some(mounts) => mounts
+            .as_array_mut()
+            .ok_or_else(|| invalid("mounts", "not a list"))?,
+    };
+    for (index, mount) in mounts.iter_mut().enumerate() {
+        let field = |name: &str| format!("mounts[{index}]{name}");
+        let mount = mount
+            .as_object_mut()
+            .ok_or_else(|| invalid(field(""), "not an object"))?;
+        let options: Vec<&str> = match mount.get("options") {
+            None | Some(Value::Null) => Vec::new(),
+            Some(options) => options
+                .as_array()
+                .and_then(|options| options.iter().map(Value::as_str).collect())
+                .ok_or_else(|| invalid(field(".options"), "not a list of strings"))?,
+        };
+        let has = |names: &[&str]| options.iter().any(|option| names.contains(option));
+        if mount.get("type").and_then(Value::as_str) != Some("bind") && !has(&["bind", "rbind"]) {
+            continue;
+        }
+        if has(&["idmap", "ridmap"]) || mount.contains_key("uidMappings") || mount.contains_key("gidMappings")
+        {
+            return Err(unsupported(field(""), "id-mapped mounts are not supported yet"));
+        }
+        let source = match mount.get("source").and_then(Value::as_str) {
+            Some("") | None => return Err(invalid(field(".source"), "missing")),
+            Some(source) => bundle.join(source),
+        };
+        let allow = Allow {
+            read_only: options
+                .iter()
+                .rev()
+                .find(|option| ["ro", "rw", "rro"].contains(option))
+                .is_some_and(|option| *option != "rw"),
+            recursive: has(&["rbind"]),
+        };
+        let path = share.add_volume(&source, allow).map_err(|source| Error::Volume {
+            field: field(".source"),
+            source,
+        })?;
+        mount.insert("source".to_owned(), path.into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::{cleanup, share::Share};
+
+    fn prepared(spec: Value) -> Result<Value, Error> {
+        let top = tempfile::tempdir().unwrap();
+        let path = top.path().join("share");
+        fs::create_dir(&path).unwrap();
+        fs::write(top.path().join("hosts"), "").unwrap();
+        let share = Share::create(path).expect("these tests need root");
+        let mut container = share.add("c1").unwrap();
+        let result = prepare(spec, "c1", top.path(), &mut container);
+        drop(container);
+        cleanup::unmount_below(top.path()).unwrap();
+        result.map(|bytes| serde_json::from_slice(&bytes).unwrap())
+    }
+
+    fn plain() -> Value {
+        json!({
+            "ociVersion": "1.1.0",
+            "root": {"path": "rootfs", "readonly": true},
+            "process": {"args": ["true"], "future": {"kept": 1}},
+            "linux": {"namespaces": [{"type": "pid"}, {"type": "network", "path": "/run/netns/x"}, {"type": "mount"},
+                {"type": "ipc", "path": "/proc/17/ns/ipc"}]},
+            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        })
+    }
+
+    #[test]
+    fn only_what_is_the_hosts_is_changed() {
+        let mut expected = plain();
+        expected["root"]["path"] = "c1/rootfs".into();
+        expected["linux"]["namespaces"][1] = json!({"type": "network"});
+        assert_eq!(prepared(plain()).unwrap(), expected);
+    }
+
+    #[test]
+    fn bind_mounts_get_paths_of_the_share() {
+        let mut spec = plain();
+        let mounts = spec["mounts"].as_array_mut().unwrap();
+        mounts.push(json!({"destination": "/etc/hosts", "type": "bind", "source": "hosts", "options": ["rbind", "ro"]}));
+        mounts.push(json!({"destination": "/data", "type": "none", "source": "/usr", "options": ["bind"]}));
+        let spec = prepared(spec).unwrap();
+        assert_eq!(spec["mounts"][1]["source"], "c1/mounts/0");
+        assert_eq!(spec["mounts"][1]["options"], json!(["rbind", "ro"]));
+        assert_eq!(spec["mounts"][2]["source"], "c1/mounts/1");
+        assert_eq!(spec["mounts"][0]["source"], "proc");
+    }
+
+    #[test]
+    fn what_is_not_carried_out_is_refused_by_name() {
+        let with = |pointer: &str, value: Value| {
+            let mut spec = plain();
+            let (parent, name) = pointer.rsplit_once('/').unwrap();
+            spec.pointer_mut(parent).unwrap()[name] = value;
+            crate::error::line(&prepared(spec).unwrap_err())
+        };
+        let bind = |source: &str| json!([{"destination": "/x", "type": "bind", "source": source}]);
+        for (line, expected) in [
+            (with("/process/terminal", json!(true)), "process.terminal: "),
+            (
+                with("/hooks", json!({"prestart": [{"path": "/x"}]})),
+                "hooks.prestart: ",
+            ),
+            (
+                with("/linux/namespaces", json!([{"type": "pid"}])),
+                "linux.namespaces: no \"network\" entry",
+            ),
+            (
+                with("/mounts", bind("/dev")),
+                "mounts[0].source: /dev is in the host's /dev",
+            ),
+            (
+                with("/mounts", bind("/proc")),
+                "mounts[0].source: /proc is the host's procfs",
+            ),
+            (
+                with("/mounts", bind("/sys")),
+                "mounts[0].source: /sys is the host's sysfs",
+            ),
+            (with("/mounts", bind("")), "mounts[0].source: missing"),
+            (
+                with("/mounts", bind("/nonexistent")),
+                "mounts[0].source: cannot open /nonexistent: No such file",
+            ),
+            (
+                with(
+                    "/mounts",
+                    json!([{"type": "bind", "source": "/usr", "options": ["ridmap"]}]),
+                ),
+                "mounts[0]: id-mapped mounts",
+            ),
+            (with("/mounts", json!([3])), "mounts[0]: not an object"),
+            (with("/mounts", json!({})), "mounts: not a list"),
+        ] {
+            assert!(line.starts_with(expected), "{line}");
+        }
+    }
+
+    #[test]
+    fn empty_hooks_ask_for_nothing() {
+        let mut spec = plain();
+        spec["hooks"] = json!({"prestart": [], "poststop": null});
+        prepared(spec).unwrap();
+    }
+
+    #[test]
+    fn a_broken_specification_is_one_line_with_the_position() {
+        let bundle = tempfile::tempdir().unwrap();
+        assert!(matches!(read(bundle.path()), Err(Error::Read { .. })));
+        fs::write(bundle.path().join("config.json"), "{\n  \"root\": nonsense\n}").unwrap();
+        let line = crate::error::line(&read(bundle.path()).unwrap_err());
+        assert!(
+            line.contains("config.json is not a valid OCI specification"),
+            "{line}"
+        );
+        assert!(line.contains("line 2 column"), "{line}");
+        fs::write(bundle.path().join("config.json"), "[]").unwrap();
+        assert!(matches!(read(bundle.path()), Err(Error::Invalid { .. })));
+        fs::write(bundle.path().join("config.json"), vec![b' '; MAX_SPEC + 1]).unwrap();
+        assert!(matches!(read(bundle.path()), Err(Error::TooLarge(_))));
+    }
+
+    #[test]
+    fn a_rootfs_is_found_relative_to_the_bundle() {
+        let bundle = Path::new("/bundle");
+        assert_eq!(root(&plain(), bundle).unwrap(), Path::new("/bundle/rootfs"));
+        assert_eq!(
+            root(&json!({"root": {"path": "/abs"}}), bundle).unwrap(),
+            Path::new("/abs")
+        );
+        assert!(root(&json!({}), bundle).is_err());
+    }
+}

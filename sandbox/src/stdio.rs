@@ -1,0 +1,335 @@
+//! A container's standard streams on the host: FIFOs that go to the monitor, and files that the host side writes.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::{FileTypeExt, OpenOptionsExt},
+    },
+    path::Path,
+};
+
+use tokio::{io::AsyncReadExt, net::unix::pipe};
+
+use crate::{error::Kind, mount::open_path};
+
+/// Why a stream can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It can't be opened.
+    #[error("{stream}: cannot open {path}")]
+    Open {
+        /// Which stream.
+        stream: &'static str,
+        /// Its path.
+        path: String,
+        /// The reason.
+        source: io::Error,
+    },
+    /// It's neither a FIFO nor a file URI.
+    #[error("{stream}: {path} is not a FIFO")]
+    NotAFifo {
+        /// Which stream.
+        stream: &'static str,
+        /// Its path.
+        path: String,
+    },
+    /// A scheme that isn't supported.
+    #[error("{stream}: {scheme}:// is not supported yet")]
+    Scheme {
+        /// Which stream.
+        stream: &'static str,
+        /// The scheme.
+        scheme: String,
+    },
+    /// A terminal is asked for.
+    #[error("terminals are not supported yet")]
+    Terminal,
+}
+
+impl Error {
+    /// What this means to a caller.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Open { .. } | Self::NotAFifo { .. } => Kind::InvalidArgument,
+            Self::Scheme { .. } | Self::Terminal => Kind::Unimplemented,
+        }
+    }
+}
+
+/// Where the streams are, as containerd says it: a FIFO's path, a `fifo://` or `file://` URI, or nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Paths {
+    /// Standard input.
+    pub stdin: String,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// Whether a terminal is asked for.
+    pub terminal: bool,
+}
+
+/// The streams, opened. What is absent is `/dev/null` to the container.
+#[derive(Debug, Default)]
+pub struct Streams {
+    /// What the monitor reads standard input from.
+    pub stdin: Option<OwnedFd>,
+    /// Keeps standard input from ending before the client has said that it is complete.
+    pub stdin_writer: Option<OwnedFd>,
+    /// What the monitor writes standard output to.
+    pub stdout: Option<OwnedFd>,
+    /// What the monitor writes standard error to.
+    pub stderr: Option<OwnedFd>,
+    /// What is to be copied into files meanwhile.
+    pub copies: Vec<FileCopy>,
+}
+
+impl Streams {
+    /// Opens the streams.
+    ///
+    /// # Errors
+    /// The first that can't be.
+    pub fn open(paths: &Paths) -> Result<Self, Error> {
+        if paths.terminal {
+            return Err(Error::Terminal);
+        }
+        let mut streams = Self::default();
+        match place("stdin", &paths.stdin)? {
+            None => {}
+            Some(Place::File(_)) => {
+                return Err(Error::Scheme {
+                    stream: "stdin",
+                    scheme: "file".to_owned(),
+                });
+            }
+            Some(Place::Fifo(path)) => {
+                // The reader first: a writer that doesn't block needs one.
+                streams.stdin = Some(open_fifo("stdin", path, OpenOptions::new().read(true))?);
+                streams.stdin_writer = Some(open_fifo("stdin", path, OpenOptions::new().write(true))?);
+            }
+        }
+        streams.stdout = streams.open_output("stdout", &paths.stdout)?;
+        streams.stderr = streams.open_output("stderr", &paths.stderr)?;
+        Ok(streams)
+    }
+
+    fn open_output(&mut self, stream: &'static str, path: &str) -> Result<Option<OwnedFd>, Error> {
+        Ok(match place(stream, path)? {
+            None => None,
+            // For reading too: so that it outlives a reader who goes and comes back.
+            Some(Place::Fifo(path)) => Some(open_fifo(
+                stream,
+                path,
+                OpenOptions::new().read(true).write(true),
+            )?),
+            Some(Place::File(path)) => {
+                let failed = |source| Error::Open {
+                    stream,
+                    path: path.to_owned(),
+                    source,
+                };
+                if let Some(parent) = Path::new(path).parent() {
+                    fs::create_dir_all(parent).map_err(failed)?;
+                }
+                let file = OpenOptions::new()
+                    .append(true)
+                    .create(true)
+                    .mode(0o644)
+                    .open(path)
+                    .map_err(failed)?;
+                let (from, to) = io::pipe().map_err(failed)?;
+                let to = OwnedFd::from(to);
+                set_nonblocking(&to).map_err(failed)?;
+                self.copies.push(FileCopy {
+                    from: from.into(),
+                    to: file,
+                });
+                Some(to)
+            }
+        })
+    }
+}
+
+enum Place<'a> {
+    Fifo(&'a str),
+    File(&'a str),
+}
+
+fn place<'a>(stream: &'static str, path: &'a str) -> Result<Option<Place<'a>>, Error> {
+    Ok(match path.split_once("://") {
+        _ if path.is_empty() => None,
+        Some(("fifo", path)) => Some(Place::Fifo(path)),
+        Some(("file", path)) => Some(Place::File(path)),
+        Some((scheme, _)) => {
+            return Err(Error::Scheme {
+                stream,
+                scheme: scheme.chars().take(32).collect(),
+            });
+        }
+        None => Some(Place::Fifo(path)),
+    })
+}
+
+fn open_fifo(stream: &'static str, path: &str, options: &mut OpenOptions) -> Result<OwnedFd, Error> {
+    let failed = |source| Error::Open {
+        stream,
+        path: path.to_owned(),
+        source,
+    };
+    // Looked at before it is opened: opening a device may do something.
+    let named = File::from(open_path(Path::new(path)).map_err(failed)?);
+    if !named.metadata().map_err(failed)?.file_type().is_fifo() {
+        return Err(Error::NotAFifo {
+            stream,
+            path: path.to_owned(),
+        });
+    }
+    options
+        .custom_flags(libc::O_NONBLOCK)
+        .open(format!("/proc/self/fd/{}", named.as_raw_fd()))
+        .map(OwnedFd::from)
+        .map_err(failed)
+}
+
+fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+/// A stream that goes into a file: the monitor can't wait for a file to be ready, so it gets a pipe.
+#[derive(Debug)]
+pub struct FileCopy {
+    from: OwnedFd,
+    to: File,
+}
+
+impl FileCopy {
+    /// Copies until the stream ends.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub async fn run(mut self) -> io::Result<()> {
+        let mut from = pipe::Receiver::from_owned_fd(self.from)?;
+        let mut buffer = vec![0; 4096];
+        loop {
+            match from.read(&mut buffer).await? {
+                0 => return Ok(()),
+                filled => self.to.write_all(&buffer[..filled])?,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use nix::{sys::stat::Mode, unistd::mkfifo};
+
+    use super::*;
+
+    fn fifo(directory: &Path, name: &str) -> String {
+        let path = directory.join(name);
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    fn ends(fifo: &OwnedFd) -> bool {
+        // A FIFO without writers reads as ended, one with writers would block.
+        matches!(File::from(fifo.try_clone().unwrap()).read(&mut [0; 1]), Ok(0))
+    }
+
+    #[test]
+    fn standard_input_ends_when_both_the_client_and_this_side_have_closed_it() {
+        let top = tempfile::tempdir().unwrap();
+        let stdin = fifo(top.path(), "stdin");
+        let mut streams = Streams::open(&Paths {
+            stdin: stdin.clone(),
+            ..Paths::default()
+        })
+        .unwrap();
+        let reader = streams.stdin.take().unwrap();
+        assert!(!ends(&reader));
+        let client = OpenOptions::new().write(true).open(&stdin).unwrap();
+        streams.stdin_writer = None;
+        assert!(!ends(&reader));
+        drop(client);
+        assert!(ends(&reader));
+    }
+
+    #[test]
+    fn output_survives_a_readers_absence() {
+        let top = tempfile::tempdir().unwrap();
+        let stdout = fifo(top.path(), "stdout");
+        let streams = Streams::open(&Paths {
+            stdout: stdout.clone(),
+            ..Paths::default()
+        })
+        .unwrap();
+        let mut writer = File::from(streams.stdout.unwrap());
+        writer.write_all(b"early").unwrap();
+        let mut reader = OpenOptions::new().read(true).open(&stdout).unwrap();
+        drop(writer);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "early");
+        assert!(streams.stderr.is_none() && streams.stdin.is_none());
+    }
+
+    #[test]
+    fn a_file_is_appended_to() {
+        let top = tempfile::tempdir().unwrap();
+        let log = top.path().join("logs/out.log");
+        fs::create_dir(log.parent().unwrap()).unwrap();
+        fs::write(&log, "before\n").unwrap();
+        let mut streams = Streams::open(&Paths {
+            stdout: format!("file://{}", log.display()),
+            ..Paths::default()
+        })
+        .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let copy = tokio::spawn(streams.copies.remove(0).run());
+            File::from(streams.stdout.take().unwrap())
+                .write_all(b"after\n")
+                .unwrap();
+            copy.await.unwrap().unwrap();
+        });
+        assert_eq!(fs::read_to_string(log).unwrap(), "before\nafter\n");
+    }
+
+    #[test]
+    fn what_is_not_a_fifo_is_refused_by_name() {
+        let top = tempfile::tempdir().unwrap();
+        let file = top.path().join("file");
+        fs::write(&file, "").unwrap();
+        for (path, expected) in [
+            (file.to_str().unwrap(), "is not a FIFO"),
+            ("/dev/null", "stdout: /dev/null is not a FIFO"),
+            ("/nonexistent/fifo", "stdout: cannot open /nonexistent/fifo"),
+            (
+                "binary:///bin/logger?x=y",
+                "stdout: binary:// is not supported yet",
+            ),
+        ] {
+            let error = Streams::open(&Paths {
+                stdout: path.to_owned(),
+                ..Paths::default()
+            })
+            .unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+        let terminal = Paths {
+            terminal: true,
+            ..Paths::default()
+        };
+        assert!(matches!(Streams::open(&terminal), Err(Error::Terminal)));
+    }
+}
