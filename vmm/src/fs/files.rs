@@ -10,6 +10,8 @@ use std::{
     },
 };
 
+use super::transfer::Direction;
+
 /// The most files open at once. The process's own limit on descriptors may be lower.
 pub const MAX_FILES: usize = 64 * 1024;
 
@@ -18,19 +20,33 @@ pub const MAX_FILES: usize = 64 * 1024;
 pub struct OpenFile {
     node: u64,
     file: OwnedFd,
-    /// Whether the file's file system can say that it would have to wait (`RWF_NOWAIT`).
-    tells_waiting: AtomicBool,
+    /// Whether the file's file system can say that it would have to wait (`RWF_NOWAIT`). Many can for reads alone;
+    /// overlayfs and tmpfs cannot at all.
+    tells_waiting: Tells,
+}
+
+#[derive(Debug)]
+struct Tells {
+    reading: AtomicBool,
+    writing: AtomicBool,
 }
 
 impl OpenFile {
     /// Whether it makes sense to try without waiting.
-    pub fn tells_waiting(&self) -> bool {
-        self.tells_waiting.load(Ordering::Relaxed)
+    pub fn tells_waiting(&self, direction: Direction) -> bool {
+        self.tells(direction).load(Ordering::Relaxed)
     }
 
     /// Its file system has refused to try without waiting.
-    pub fn never_tells_waiting(&self) {
-        self.tells_waiting.store(false, Ordering::Relaxed);
+    pub fn never_tells_waiting(&self, direction: Direction) {
+        self.tells(direction).store(false, Ordering::Relaxed);
+    }
+
+    fn tells(&self, direction: Direction) -> &AtomicBool {
+        match direction {
+            Direction::Read => &self.tells_waiting.reading,
+            Direction::Write => &self.tells_waiting.writing,
+        }
     }
 }
 

@@ -92,13 +92,13 @@ impl Transfer {
     /// Does as much as is possible without waiting for the disk. Returns the length of the answer, now in guest
     /// memory, or `None` if the rest has to wait.
     pub fn try_now(&mut self, memory: &GuestMemoryMmap) -> Option<u32> {
-        if self.waits || !self.file.tells_waiting() {
+        if self.waits || !self.file.tells_waiting(self.direction) {
             return None;
         }
         match self.run(memory, libc::RWF_NOWAIT) {
             Err(libc::EAGAIN) => None,
             Err(libc::EOPNOTSUPP) => {
-                self.file.never_tells_waiting();
+                self.file.never_tells_waiting(self.direction);
                 None
             }
             result => Some(self.answer(memory, result)),
