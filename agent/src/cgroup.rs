@@ -1,0 +1,214 @@
+//! A container's cgroup (cgroups(7), version 2).
+
+use std::{
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::OpenOptionsExt,
+    },
+    path::{Path, PathBuf},
+};
+
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::{device_program, init::CGROUPS, oci::Limits};
+
+/// What could not be done with a cgroup.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// Making it.
+    #[error("creating the container's cgroup: {0}")]
+    Create(#[source] io::Error),
+    /// A limit that the kernel refuses.
+    #[error("{field}: writing {value:?} to {file}: {error}")]
+    Limit {
+        /// The specification's field.
+        field: String,
+        /// The cgroup's file.
+        file: String,
+        /// The value.
+        value: String,
+        /// The kernel's answer.
+        #[source]
+        error: io::Error,
+    },
+    /// The device controller.
+    #[error("linux.resources.devices: {0}")]
+    Devices(#[source] io::Error),
+    /// Killing its processes.
+    #[error("killing the container's processes: {0}")]
+    Kill(#[source] io::Error),
+    /// Listing its processes.
+    #[error("listing the container's processes: {0}")]
+    List(#[source] io::Error),
+    /// Removing it.
+    #[error("removing the container's cgroup: {0}")]
+    Remove(#[source] io::Error),
+}
+
+/// How deep a container may nest cgroups and still have all of its processes listed.
+const MAX_DEPTH: u32 = 32;
+
+/// A container's cgroup.
+#[derive(Debug)]
+pub struct Cgroup {
+    path: PathBuf,
+    directory: OwnedFd,
+}
+
+impl Cgroup {
+    /// Makes the cgroup of the container `id`, a plain name, with its limits.
+    ///
+    /// # Errors
+    /// It exists, or a limit can't be set; nothing is left then.
+    pub fn create(id: &str, limits: &Limits) -> Result<Self, CgroupError> {
+        let path = Path::new(CGROUPS).join(id);
+        fs::create_dir(&path).map_err(CgroupError::Create)?;
+        let limited = File::options()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY)
+            .open(&path)
+            .map_err(CgroupError::Create)
+            .map(|directory| Self {
+                path: path.clone(),
+                directory: directory.into(),
+            })
+            .and_then(|cgroup| cgroup.limit(limits).map(|()| cgroup));
+        if limited.is_err() {
+            // The first error is the one to report, and an empty cgroup can always be removed.
+            let _ = fs::remove_dir(&path);
+        }
+        limited
+    }
+
+    fn limit(&self, limits: &Limits) -> Result<(), CgroupError> {
+        for setting in &limits.settings {
+            match write(&self.path.join(&setting.file), &setting.value) {
+                Err(error) if setting.optional && error.kind() == io::ErrorKind::NotFound => {}
+                result => result.map_err(|error| CgroupError::Limit {
+                    field: format!("linux.resources.{}", setting.field),
+                    file: setting.file.clone(),
+                    value: setting.value.clone(),
+                    error,
+                })?,
+            }
+        }
+        device_program::attach(&limits.devices, self.as_fd()).map_err(CgroupError::Devices)
+    }
+
+    /// Kills every process in it, also those in cgroups below. There are none once it was removed.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn kill(&self) -> Result<(), CgroupError> {
+        match write(&self.path.join("cgroup.kill"), "1") {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result.map_err(CgroupError::Kill),
+        }
+    }
+
+    /// The guest's ids of every process in it, also of those in cgroups below, in ascending order.
+    ///
+    /// # Errors
+    /// The cgroup is gone.
+    pub fn processes(&self) -> Result<Vec<u32>, CgroupError> {
+        let mut pids = Vec::new();
+        list(&self.path, MAX_DEPTH, &mut pids).map_err(CgroupError::List)?;
+        pids.sort_unstable();
+        Ok(pids)
+    }
+
+    /// Waits until there is no process in it.
+    ///
+    /// # Errors
+    /// The cgroup is gone.
+    pub async fn wait_empty(&self) -> Result<(), CgroupError> {
+        let events = File::open(self.path.join("cgroup.events")).map_err(CgroupError::Remove)?;
+        // The kernel raises an exceptional condition on the file when its content changes.
+        // SAFETY: the file is the `AsyncFd`'s own, and stays open and the same for as long as it is watched.
+        let events = unsafe { AsyncFd::register_with_interest(events, Interest::PRIORITY) };
+        let events = events.map_err(|error| CgroupError::Remove(error.into()))?;
+        loop {
+            if !populated(events.get_ref()).map_err(CgroupError::Remove)? {
+                return Ok(());
+            }
+            events
+                .ready(Interest::PRIORITY)
+                .await
+                .map_err(CgroupError::Remove)?
+                .clear_ready();
+        }
+    }
+
+    /// Removes it, with the cgroups that the container made below. It must be empty.
+    ///
+    /// # Errors
+    /// There are processes in it.
+    pub fn remove(&self) -> Result<(), CgroupError> {
+        remove(&self.path, MAX_DEPTH).map_err(CgroupError::Remove)
+    }
+}
+
+impl AsFd for Cgroup {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+}
+
+/// Writes to a file that is there; std's own function would try to create it.
+fn write(path: &Path, value: &str) -> io::Result<()> {
+    use std::io::Write;
+    File::options()
+        .write(true)
+        .open(path)?
+        .write_all(value.as_bytes())
+}
+
+fn populated(events: &File) -> io::Result<bool> {
+    use std::os::unix::fs::FileExt;
+    let mut buffer = [0; 256];
+    let length = events.read_at(&mut buffer, 0)?;
+    Ok(String::from_utf8_lossy(&buffer[..length])
+        .lines()
+        .any(|line| line == "populated 1"))
+}
+
+fn children(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut children = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            children.push(entry.path());
+        }
+    }
+    Ok(children)
+}
+
+fn list(directory: &Path, depth: u32, pids: &mut Vec<u32>) -> io::Result<()> {
+    match fs::read_to_string(directory.join("cgroup.procs")) {
+        Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok())),
+        // A threaded cgroup: its processes are listed where its domain begins.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+        Err(error) => return Err(error),
+    }
+    if depth > 0 {
+        for child in children(directory)? {
+            match list(&child, depth - 1, pids) {
+                // The container may remove its cgroups at any time.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {}
+                result => result?,
+            }
+        }
+    }
+    Ok(())
+}
+
+fn remove(directory: &Path, depth: u32) -> io::Result<()> {
+    if depth > 0 {
+        for child in children(directory)? {
+            remove(&child, depth - 1)?;
+        }
+    }
+    fs::remove_dir(directory)
+}

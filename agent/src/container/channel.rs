@@ -1,0 +1,88 @@
+//! A container's process and the server: one seqpacket socket pair per container.
+//!
+//! The process sends one report, ready or failed, and waits for the word to start. It then executes its program, which
+//! closes the channel; a failure is reported first.
+
+use sealock_protocol::seqpacket::{Error, SeqPacket};
+
+/// The largest message, in bytes.
+pub const MAX_MESSAGE: usize = 4096;
+
+/// The one message from the server.
+pub const START: &[u8] = b"S";
+
+const READY: u8 = b'R';
+const REFUSED: u8 = b'P';
+const FAILED: u8 = b'E';
+
+/// From the process to the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// Everything is set up.
+    Ready,
+    /// The program can't be executed: the caller's mistake. The text is for a user.
+    Program(String),
+    /// Something failed. The text is for a user.
+    Failed(String),
+}
+
+impl Report {
+    /// As bytes of at most [`MAX_MESSAGE`]; a longer text is cut.
+    pub fn encode(&self) -> Vec<u8> {
+        let (kind, text) = match self {
+            Self::Ready => (READY, ""),
+            Self::Program(text) => (REFUSED, text.as_str()),
+            Self::Failed(text) => (FAILED, text.as_str()),
+        };
+        let mut bytes = vec![kind];
+        bytes.extend_from_slice(&text.as_bytes()[..text.len().min(MAX_MESSAGE - 1)]);
+        bytes
+    }
+
+    /// From bytes; `None` when they are no report.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (&kind, text) = bytes.split_first()?;
+        let text = String::from_utf8_lossy(text).into_owned();
+        match kind {
+            READY => Some(Self::Ready),
+            REFUSED => Some(Self::Program(text)),
+            FAILED => Some(Self::Failed(text)),
+            _ => None,
+        }
+    }
+}
+
+/// Waits for the word to start; false when there is no server any more to give it.
+///
+/// # Errors
+/// The socket's own.
+pub fn wait_for_start(channel: &SeqPacket) -> Result<bool, Error> {
+    let mut buffer = [0; 8];
+    match channel.receive(&mut buffer) {
+        Ok((message, _)) => Ok(message == START),
+        Err(Error::Closed) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_survive_and_long_texts_are_cut() {
+        for report in [
+            Report::Ready,
+            Report::Program("a".into()),
+            Report::Failed("b".into()),
+        ] {
+            assert_eq!(Report::decode(&report.encode()), Some(report));
+        }
+        assert_eq!(
+            Report::Failed("ü".repeat(MAX_MESSAGE)).encode().len(),
+            MAX_MESSAGE
+        );
+        assert_eq!(Report::decode(b""), None);
+        assert_eq!(Report::decode(b"?"), None);
+    }
+}

@@ -1,0 +1,225 @@
+//! `root`, `mounts`, `linux.maskedPaths` and `linux.readonlyPaths`, carried out.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
+    sys::{
+        stat::Mode,
+        statfs::{PROC_SUPER_MAGIC, fstatfs},
+    },
+};
+
+use super::{
+    failure::{Doing, Failure, c_string},
+    rootfs::{RootFs, is_directory},
+};
+use crate::{
+    init::{ROOTFS, SHARE},
+    linux::mount::{NewFileSystem, attach, change_attributes, clone_tree, make_read_only, set_propagation},
+    oci::{Bind, Mount, MountKind, RootedPath, SharePath},
+};
+
+/// Files of `/proc` that may be mounted over: those that tools replace by a container's own view. Over others a mount
+/// would hide the process's own attributes from the guest, or from whoever set the container up.
+const REPLACEABLE: [&str; 11] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/loadavg",
+    "/proc/slabinfo",
+    "/proc/net/dev",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/sys/crypto/fips_enabled",
+];
+
+/// The pod's files.
+#[derive(Debug)]
+pub struct Share(OwnedFd);
+
+impl Share {
+    /// The share as init's mount namespace, or a copy of it, has it.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn open() -> Result<Self, Failure> {
+        let how = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        open(SHARE, how, Mode::empty())
+            .doing(|| "opening the file share")
+            .map(Self)
+    }
+
+    /// What is at `path`. The names on the way are the host's: none of them is a symbolic link.
+    fn resolve(&self, path: &SharePath) -> nix::Result<OwnedFd> {
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+        // With a component after it, the last name is crossed into when the host has mounted something there.
+        let inside = format!("{}/.", path.as_str());
+        match openat2(&self.0, inside.as_str(), how) {
+            Err(Errno::ENOTDIR) => openat2(&self.0, path.as_str(), how),
+            result => result,
+        }
+    }
+}
+
+/// Puts the container's root file system where [`ROOTFS`] is.
+///
+/// # Errors
+/// It is not there, or no directory.
+pub fn attach_root(share: &Share, path: &SharePath) -> Result<RootFs, Failure> {
+    let doing = || format!("root.path: mounting {:?} of the file share", path.as_str());
+    let source = share.resolve(path).doing(doing)?;
+    if !is_directory(&source).doing(doing)? {
+        return Err(Failure::Refused(format!(
+            "root.path: {:?} is not a directory",
+            path.as_str()
+        )));
+    }
+    let tree = clone_tree(source, true).doing(doing)?;
+    let how = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let place = open(ROOTFS, how, Mode::empty()).doing(doing)?;
+    attach(&tree, place).doing(doing)?;
+    Ok(RootFs::new(tree))
+}
+
+/// Carries `mounts` out. What is to be made read-only when all is in place is handed back.
+///
+/// # Errors
+/// The mount that can't be made.
+pub fn mount_all(rootfs: &RootFs, share: &Share, mounts: &[Mount]) -> Result<Vec<OwnedFd>, Failure> {
+    let mut read_only_later = Vec::new();
+    for mount in mounts {
+        let doing = || format!("{}: mounting {:?}", mount.field, mount.destination);
+        let mut attributes = mount.options.attributes;
+        let later = mount.starts_empty() && attributes.take_read_only();
+        let (tree, place) = match &mount.kind {
+            MountKind::Bind { source, bind } => {
+                let source = share.resolve(source).doing(doing)?;
+                let place = if is_directory(&source).doing(doing)? {
+                    rootfs.ensure_directory(&mount.destination)
+                } else {
+                    rootfs.ensure_file(&mount.destination)
+                };
+                let recursive = *bind == Bind::Recursive;
+                (clone_tree(source, recursive).doing(doing)?, place.doing(doing)?)
+            }
+            MountKind::FileSystem { name } => {
+                let mut place = rootfs.ensure_directory(&mount.destination).doing(doing)?;
+                if matches!(name.as_str(), "proc" | "sysfs") {
+                    place = rootfs.resolve_without_links(&mount.destination).doing(doing)?;
+                }
+                (new_file_system(name, mount)?, place)
+            }
+        };
+        refuse_to_hide_processes(&place, mount)?;
+        change_attributes(&tree, attributes, false).doing(doing)?;
+        change_attributes(&tree, mount.options.recursive_attributes, true).doing(doing)?;
+        attach(&tree, place).doing(doing)?;
+        for &propagation in &mount.options.propagation {
+            set_propagation(&tree, propagation).doing(doing)?;
+        }
+        if later {
+            read_only_later.push(tree);
+        }
+    }
+    Ok(read_only_later)
+}
+
+fn new_file_system(name: &str, mount: &Mount) -> Result<OwnedFd, Failure> {
+    let doing = || format!("{}: making a file system of type {name}", mount.field);
+    let type_name = c_string(name)?;
+    let file_system = NewFileSystem::open(&type_name).doing(doing)?;
+    // What the list of mounts shows as the device.
+    file_system.set(c"source", Some(&type_name)).doing(doing)?;
+    for (option, value) in &mount.options.data {
+        let key = c_string(option)?;
+        let text = value.as_deref().map(c_string).transpose()?;
+        file_system
+            .set(&key, text.as_deref())
+            .doing(|| format!("{}.options: {option:?} for {name}", mount.field))?;
+    }
+    file_system.mount().doing(doing)
+}
+
+fn refuse_to_hide_processes(place: &OwnedFd, mount: &Mount) -> Result<(), Failure> {
+    let doing = || format!("{}: mounting {:?}", mount.field, mount.destination);
+    let inside_proc = fstatfs(place).doing(doing)?.filesystem_type() == PROC_SUPER_MAGIC;
+    if inside_proc && !REPLACEABLE.contains(&mount.destination.as_str()) {
+        return Err(Failure::Refused(format!(
+            "{}.destination: {:?} is inside /proc and can't be mounted over",
+            mount.field, mount.destination
+        )));
+    }
+    Ok(())
+}
+
+/// Hides paths: a directory behind an empty one, a file behind the guest's own `/dev/null`. What does not exist needs no
+/// hiding.
+///
+/// # Errors
+/// The path that can't be hidden.
+pub fn mask(rootfs: &RootFs, paths: &[RootedPath]) -> Result<(), Failure> {
+    // The container's own /dev/null may be anything.
+    let null = open("/dev/null", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+        .doing(|| "opening the guest's /dev/null")?;
+    let mut empty: Option<OwnedFd> = None;
+    for (index, path) in paths.iter().enumerate() {
+        let doing = || format!("linux.maskedPaths[{index}]: hiding {:?}", path.as_str());
+        let Some(place) = existing(rootfs, path).doing(doing)? else {
+            continue;
+        };
+        if !is_directory(&place).doing(doing)? {
+            attach(clone_tree(&null, false).doing(doing)?, place).doing(doing)?;
+            continue;
+        }
+        // One empty directory is enough for all of them, once it is mounted somewhere and so can be cloned.
+        let tree = match &empty {
+            Some(first) => clone_tree(first, false).doing(doing)?,
+            None => {
+                let file_system = NewFileSystem::open(c"tmpfs").doing(doing)?;
+                file_system.set(c"nr_inodes", Some(c"1")).doing(doing)?;
+                let tree = file_system.mount().doing(doing)?;
+                make_read_only(&tree, false).doing(doing)?;
+                tree
+            }
+        };
+        attach(&tree, place).doing(doing)?;
+        empty.get_or_insert(tree);
+    }
+    Ok(())
+}
+
+/// Makes paths read-only, with everything mounted below them.
+///
+/// # Errors
+/// The path that can't be made so.
+pub fn protect(rootfs: &RootFs, paths: &[RootedPath]) -> Result<(), Failure> {
+    for (index, path) in paths.iter().enumerate() {
+        let doing = || {
+            format!(
+                "linux.readonlyPaths[{index}]: making {:?} read-only",
+                path.as_str()
+            )
+        };
+        let Some(place) = existing(rootfs, path).doing(doing)? else {
+            continue;
+        };
+        let tree = clone_tree(&place, true).doing(doing)?;
+        make_read_only(&tree, true).doing(doing)?;
+        attach(tree, place.as_fd()).doing(doing)?;
+    }
+    Ok(())
+}
+
+fn existing(rootfs: &RootFs, path: &RootedPath) -> nix::Result<Option<OwnedFd>> {
+    match rootfs.resolve(path.as_str()) {
+        Ok(place) => Ok(Some(place)),
+        Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

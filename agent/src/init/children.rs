@@ -1,0 +1,180 @@
+//! Init's loop: processes are created when the server asks, and reaped when they end, whoever's they are.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use nix::{
+    fcntl::{OFlag, open},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sched::{CloneFlags, setns},
+    sys::{
+        signal::SigSet,
+        signalfd::{SfdFlags, SignalFd},
+        stat::Mode,
+    },
+};
+use sealock_protocol::seqpacket::{self, SeqPacket};
+
+use crate::{
+    container,
+    link::{CREATE_FDS, Create, Event, Join, MAX_MESSAGE},
+    linux::process::{Cloned, Ended, clone_into, reap},
+};
+
+/// Why init stops.
+#[derive(Debug, thiserror::Error)]
+pub enum ChildrenError {
+    /// The server has ended, which it never does by itself.
+    #[error("the server has ended with status {0}")]
+    ServerEnded(u8),
+    /// Words with the server.
+    #[error("speaking with the server: {0}")]
+    Link(#[from] seqpacket::Error),
+    /// Waiting for either.
+    #[error("waiting for processes: {0}")]
+    Wait(#[from] io::Error),
+    /// Further processes would begin in the wrong namespace.
+    #[error("returning to the guest's process id namespace: {0}")]
+    Namespace(#[source] io::Error),
+}
+
+/// Everything that init watches.
+#[derive(Debug)]
+pub struct Children {
+    link: SeqPacket,
+    server: i32,
+    containers: Vec<i32>,
+    signals: SignalFd,
+    pid_namespace: OwnedFd,
+}
+
+impl Children {
+    /// Watches the server, and whatever it will ask for. `signals` holds SIGCHLD and is blocked.
+    ///
+    /// # Errors
+    /// No descriptors left.
+    pub fn new(link: SeqPacket, server: i32, signals: &SigSet) -> Result<Self, ChildrenError> {
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let pid_namespace = open(
+            "/proc/self/ns/pid",
+            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        );
+        Ok(Self {
+            link,
+            server,
+            containers: Vec::new(),
+            signals: SignalFd::with_flags(signals, flags).map_err(io::Error::from)?,
+            pid_namespace: pid_namespace.map_err(io::Error::from)?,
+        })
+    }
+
+    /// Serves until the server is gone.
+    ///
+    /// # Errors
+    /// Always one: the server's end is the guest's.
+    pub fn serve(mut self) -> Result<(), ChildrenError> {
+        loop {
+            let mut fds = [
+                PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.link.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(nix::Error::EINTR) => {}
+                Err(error) => return Err(io::Error::from(error).into()),
+            }
+            let [ended, asked] = fds.map(|fd| fd.any().unwrap_or(true));
+            if ended {
+                // Several ends may have become one signal: it only says that there is something to reap.
+                while let Ok(Some(_)) = self.signals.read_signal() {}
+                while let Some(ended) = reap() {
+                    self.ended(ended)?;
+                }
+            }
+            if asked {
+                let (request, descriptors) = self.link.receive_json::<Create>(MAX_MESSAGE)?;
+                self.create(&request, descriptors)?;
+            }
+        }
+    }
+
+    fn ended(&mut self, Ended { pid, status }: Ended) -> Result<(), ChildrenError> {
+        if pid == self.server {
+            return Err(ChildrenError::ServerEnded(status));
+        }
+        // Others are processes that lost their parent.
+        if let Some(index) = self.containers.iter().position(|&known| known == pid) {
+            self.containers.swap_remove(index);
+            let at_ns = now_ns();
+            self.link.send_json(&Event::Exited { pid, status, at_ns }, &[])?;
+        }
+        Ok(())
+    }
+
+    fn create(&mut self, request: &Create, descriptors: Vec<OwnedFd>) -> Result<(), ChildrenError> {
+        let token = request.token;
+        match self.clone(request, descriptors)? {
+            Ok((pid, pidfd)) => {
+                self.containers.push(pid);
+                self.link
+                    .send_json(&Event::Created { token, pid }, &[pidfd.as_fd()])?;
+            }
+            Err(reason) => self.link.send_json(&Event::Refused { token, reason }, &[])?,
+        }
+        Ok(())
+    }
+
+    /// The inner error is the request's, the outer one init's.
+    fn clone(
+        &self,
+        request: &Create,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Result<(i32, OwnedFd), String>, ChildrenError> {
+        let mut descriptors = descriptors;
+        if descriptors.len() != CREATE_FDS + request.join.len() {
+            return Ok(Err("a wrong number of descriptors".to_owned()));
+        }
+        let namespaces = descriptors.split_off(CREATE_FDS);
+        let join: Vec<(Join, OwnedFd)> = request.join.iter().copied().zip(namespaces).collect();
+        let Ok([plan, cgroup, channel, stdin, stdout, stderr]) =
+            <[OwnedFd; CREATE_FDS]>::try_from(descriptors)
+        else {
+            return Ok(Err("a wrong number of descriptors".to_owned()));
+        };
+        let pid_namespace = join.iter().find(|(kind, _)| *kind == Join::Pid);
+        if let Some((_, namespace)) = pid_namespace
+            && let Err(error) = setns(namespace, CloneFlags::CLONE_NEWPID)
+        {
+            return Ok(Err(format!("joining the pod's process id namespace: {error}")));
+        }
+        let cloned = clone_into(request.namespaces.flags(), cgroup.as_fd());
+        if let Ok(Cloned::Child) = cloned {
+            container::run(container::Descriptors {
+                plan,
+                channel,
+                stdio: [stdin, stdout, stderr],
+                join,
+            });
+        }
+        if pid_namespace.is_some() {
+            setns(&self.pid_namespace, CloneFlags::CLONE_NEWPID)
+                .map_err(|error| ChildrenError::Namespace(error.into()))?;
+        }
+        match cloned {
+            Ok(Cloned::Parent { pid, pidfd }) => Ok(Ok((pid, pidfd))),
+            Ok(Cloned::Child) => unreachable!("a container's process never returns"),
+            Err(error) => Ok(Err(format!("creating the process: {error}"))),
+        }
+    }
+}
+
+fn now_ns() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|since| i64::try_from(since.as_nanos()).ok())
+        .unwrap_or(0)
+}

@@ -1,0 +1,149 @@
+//! `linux.namespaces`: what a container shares with others.
+
+use serde::{Deserialize, Serialize};
+
+use super::object::{Object, SpecError};
+
+/// Where a namespace comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NamespaceSource {
+    /// The guest's own, shared with every container that says the same: the specification does not list it.
+    #[default]
+    Guest,
+    /// A new one for this container: listed without a path.
+    New,
+    /// The one of the pod's first container: listed with a path. The host's path means nothing here, and in a pod there
+    /// is nobody else to share with.
+    Sandbox,
+}
+
+/// The namespaces of a container. The mount namespace is always new; the network is the guest's, which is the pod's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Namespaces {
+    /// Process ids.
+    pub pid: NamespaceSource,
+    /// System V IPC and POSIX message queues.
+    pub ipc: NamespaceSource,
+    /// Host and domain name.
+    pub uts: NamespaceSource,
+    /// Whether the container sees its own cgroup as the root.
+    pub cgroup: bool,
+}
+
+impl Namespaces {
+    /// Reads `linux.namespaces`.
+    ///
+    /// # Errors
+    /// A namespace is listed twice, is unknown, or is one that Sealock does not create or join.
+    pub fn parse(linux: &mut Object) -> Result<Self, SpecError> {
+        let mut namespaces = Self::default();
+        let mut seen = Vec::new();
+        for mut item in linux.objects("namespaces")? {
+            let kind: String = item.take_or_default("type")?;
+            let path = item.take_text("path")?;
+            let place = item.path().to_owned();
+            item.finish()?;
+            if seen.contains(&kind) {
+                return Err(SpecError::invalid(place, format!("a second {kind} namespace")));
+            }
+            let source = if path.is_some() {
+                NamespaceSource::Sandbox
+            } else {
+                NamespaceSource::New
+            };
+            match kind.as_str() {
+                "pid" => namespaces.pid = source,
+                "ipc" => namespaces.ipc = source,
+                "uts" => namespaces.uts = source,
+                "cgroup" if path.is_none() => namespaces.cgroup = true,
+                "mount" if path.is_none() => {}
+                // The microVM is the network namespace, and the host has connected it.
+                "network" => {}
+                "cgroup" | "mount" => {
+                    return Err(SpecError::Unsupported(format!(
+                        "{place}.path of the {kind} namespace"
+                    )));
+                }
+                "user" | "time" => {
+                    return Err(SpecError::Unsupported(format!("{place}.type {kind:?}")));
+                }
+                _ => {
+                    return Err(SpecError::invalid(
+                        format!("{place}.type"),
+                        format!("no such namespace: {kind:?}"),
+                    ));
+                }
+            }
+            seen.push(kind);
+        }
+        if !seen.iter().any(|kind| kind == "mount") {
+            return Err(SpecError::invalid(
+                linux.field("namespaces"),
+                "a container needs a mount namespace",
+            ));
+        }
+        Ok(namespaces)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(list: &str) -> Result<Namespaces, SpecError> {
+        let text = format!(r#"{{"linux":{{"namespaces":{list}}}}}"#);
+        let mut spec = Object::parse(text.as_bytes()).unwrap();
+        Namespaces::parse(&mut spec.object("linux").unwrap().unwrap())
+    }
+
+    #[test]
+    fn a_path_stands_for_the_pods_first_container() {
+        let namespaces = parse(
+            r#"[{"type":"mount"},{"type":"pid"},{"type":"ipc","path":"/proc/7/ns/ipc"},
+                {"type":"network","path":"/run/netns/x"},{"type":"cgroup"}]"#,
+        )
+        .unwrap();
+        assert_eq!(
+            namespaces,
+            Namespaces {
+                pid: NamespaceSource::New,
+                ipc: NamespaceSource::Sandbox,
+                uts: NamespaceSource::Guest,
+                cgroup: true,
+            }
+        );
+    }
+
+    #[test]
+    fn namespaces_that_are_not_done_are_refused_by_name() {
+        for (list, message) in [
+            (
+                r#"[{"type":"mount"},{"type":"user"}]"#,
+                r#"linux.namespaces[1].type "user" is not supported yet"#,
+            ),
+            (
+                r#"[{"type":"time"}]"#,
+                r#"linux.namespaces[0].type "time" is not supported yet"#,
+            ),
+            (
+                r#"[{"type":"mount","path":"/x"}]"#,
+                "linux.namespaces[0].path of the mount namespace is not supported yet",
+            ),
+            (
+                r#"[{"type":"pid"}]"#,
+                "linux.namespaces: a container needs a mount namespace",
+            ),
+            (
+                r#"[{"type":"mount"},{"type":"mount"}]"#,
+                "linux.namespaces[1]: a second mount namespace",
+            ),
+            (
+                r#"[{"type":"dream"}]"#,
+                r#"linux.namespaces[0].type: no such namespace: "dream""#,
+            ),
+        ] {
+            assert_eq!(parse(list).unwrap_err().to_string(), message);
+        }
+    }
+}

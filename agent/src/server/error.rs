@@ -1,0 +1,91 @@
+//! Errors, as the host sees them.
+
+use sealock_protocol::seqpacket;
+use ttrpc::{Code, get_status};
+
+use crate::{cgroup::CgroupError, oci::SpecError};
+
+/// Why a request is refused or failed. The message is for a user.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No container of that name.
+    #[error("container not found")]
+    NoContainer,
+    /// The container's process has ended.
+    #[error("process already finished")]
+    Finished,
+    /// The name is taken.
+    #[error("container {0:?} already exists")]
+    Exists(String),
+    /// A request at the wrong time.
+    #[error("{0}")]
+    State(&'static str),
+    /// An argument of the request itself.
+    #[error("{0}")]
+    Argument(String),
+    /// The specification.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The specification's limits.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The program can't be executed.
+    #[error("{0}")]
+    Program(String),
+    /// The container's process could not be made ready.
+    #[error("{0}")]
+    Setup(String),
+    /// Words with init or with a container's process.
+    #[error("{doing}: {error}")]
+    Link {
+        /// What was being done.
+        doing: &'static str,
+        /// The socket's error.
+        #[source]
+        error: seqpacket::Error,
+    },
+    /// Something took longer than it may.
+    #[error("{0} took too long")]
+    Deadline(&'static str),
+    /// The kernel refused something.
+    #[error("{doing}: {error}")]
+    System {
+        /// What was being done.
+        doing: String,
+        /// Its answer.
+        #[source]
+        error: std::io::Error,
+    },
+}
+
+impl Error {
+    /// For `map_err`: the kernel refused what was being done.
+    pub fn system<E: Into<std::io::Error>>(doing: impl Into<String>) -> impl FnOnce(E) -> Self {
+        let doing = doing.into();
+        move |error| Self::System {
+            doing,
+            error: error.into(),
+        }
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::NoContainer | Self::Finished => Code::NOT_FOUND,
+            Self::Exists(_) => Code::ALREADY_EXISTS,
+            Self::State(_) => Code::FAILED_PRECONDITION,
+            Self::Spec(SpecError::Unsupported(_)) => Code::UNIMPLEMENTED,
+            Self::Argument(_)
+            | Self::Spec(_)
+            | Self::Program(_)
+            | Self::Cgroup(CgroupError::Limit { .. }) => Code::INVALID_ARGUMENT,
+            Self::Deadline(_) => Code::DEADLINE_EXCEEDED,
+            Self::Cgroup(_) | Self::Setup(_) | Self::Link { .. } | Self::System { .. } => Code::INTERNAL,
+        }
+    }
+}
+
+impl From<Error> for ttrpc::Error {
+    fn from(error: Error) -> Self {
+        Self::RpcStatus(get_status(error.code(), error))
+    }
+}

@@ -1,0 +1,143 @@
+//! The ttrpc service: requests, turned into calls.
+
+use std::{future::Future, sync::Arc};
+
+use async_trait::async_trait;
+use sealock_protocol::agent::{
+    Agent, CloseStdinRequest, CloseStdinResponse, CreateContainerRequest, CreateContainerResponse,
+    CreateSandboxRequest, CreateSandboxResponse, ListProcessesRequest, ListProcessesResponse,
+    RemoveContainerRequest, RemoveContainerResponse, SignalContainerRequest, SignalContainerResponse,
+    StartContainerRequest, StartContainerResponse, StopSandboxRequest, StopSandboxResponse,
+    WaitContainerRequest, WaitContainerResponse,
+};
+use ttrpc::r#async::TtrpcContext;
+
+use super::{error::Error, pod::Pod};
+
+/// Answers the host.
+#[derive(Debug)]
+pub struct Service {
+    pod: Arc<Pod>,
+}
+
+impl Service {
+    /// On behalf of a pod.
+    pub fn new(pod: Arc<Pod>) -> Self {
+        Self { pod }
+    }
+}
+
+/// Does to the end what must not be left half done: ttrpc drops a handler when the caller's deadline has passed.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        // A panic ends the program, and nobody cancels.
+        Err(error) => Err(Error::Setup(error.to_string())),
+    }
+}
+
+#[async_trait]
+impl Agent for Service {
+    async fn create_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: CreateSandboxRequest,
+    ) -> ttrpc::Result<CreateSandboxResponse> {
+        self.pod.set_up(&request.hostname, &request.entropy)?;
+        Ok(CreateSandboxResponse::new())
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: CreateContainerRequest,
+    ) -> ttrpc::Result<CreateContainerResponse> {
+        let pod = Arc::clone(&self.pod);
+        let pid = to_the_end(async move {
+            let ports = request.stdio.unwrap_or_default();
+            pod.create(&request.id, &request.spec, &ports).await
+        })
+        .await?;
+        let mut response = CreateContainerResponse::new();
+        // Process ids are positive.
+        response.pid = u32::try_from(pid).unwrap_or(0);
+        Ok(response)
+    }
+
+    async fn start_container(
+        &self,
+        _: &TtrpcContext,
+        request: StartContainerRequest,
+    ) -> ttrpc::Result<StartContainerResponse> {
+        let container = self.pod.container(&request.id)?;
+        to_the_end(async move { container.start().await }).await?;
+        Ok(StartContainerResponse::new())
+    }
+
+    async fn signal_container(
+        &self,
+        _: &TtrpcContext,
+        request: SignalContainerRequest,
+    ) -> ttrpc::Result<SignalContainerResponse> {
+        let number = i32::try_from(request.signal)
+            .ok()
+            .filter(|number| (1..=64).contains(number))
+            .ok_or_else(|| Error::Argument(format!("signal: {} is not between 1 and 64", request.signal)))?;
+        self.pod.container(&request.id)?.signal(number, request.all)?;
+        Ok(SignalContainerResponse::new())
+    }
+
+    async fn wait_container(
+        &self,
+        _: &TtrpcContext,
+        request: WaitContainerRequest,
+    ) -> ttrpc::Result<WaitContainerResponse> {
+        let container = self.pod.container(&request.id)?;
+        let exit = container.wait().await.ok_or(Error::NoContainer)?;
+        let mut response = WaitContainerResponse::new();
+        response.exit_status = exit.status.into();
+        response.exited_at_ns = exit.at_ns;
+        Ok(response)
+    }
+
+    async fn list_processes(
+        &self,
+        _: &TtrpcContext,
+        request: ListProcessesRequest,
+    ) -> ttrpc::Result<ListProcessesResponse> {
+        let mut response = ListProcessesResponse::new();
+        response.pids = self.pod.container(&request.id)?.processes()?;
+        Ok(response)
+    }
+
+    async fn close_stdin(
+        &self,
+        _: &TtrpcContext,
+        request: CloseStdinRequest,
+    ) -> ttrpc::Result<CloseStdinResponse> {
+        self.pod.container(&request.id)?.close_stdin();
+        Ok(CloseStdinResponse::new())
+    }
+
+    async fn remove_container(
+        &self,
+        _: &TtrpcContext,
+        request: RemoveContainerRequest,
+    ) -> ttrpc::Result<RemoveContainerResponse> {
+        let pod = Arc::clone(&self.pod);
+        to_the_end(async move { pod.remove(&request.id, request.force).await }).await?;
+        Ok(RemoveContainerResponse::new())
+    }
+
+    async fn stop_sandbox(
+        &self,
+        _: &TtrpcContext,
+        _: StopSandboxRequest,
+    ) -> ttrpc::Result<StopSandboxResponse> {
+        let pod = Arc::clone(&self.pod);
+        to_the_end(async move { pod.stop().await }).await?;
+        Ok(StopSandboxResponse::new())
+    }
+}
