@@ -80,7 +80,10 @@ impl Files {
         let file = OpenFile {
             node,
             file,
-            tells_waiting: AtomicBool::new(true),
+            tells_waiting: Tells {
+                reading: AtomicBool::new(true),
+                writing: AtomicBool::new(true),
+            },
         };
         self.0.insert(handle, Arc::new(file));
         Ok(())
