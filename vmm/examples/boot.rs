@@ -117,10 +117,11 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
 
 fn print_memory(pid: u32) {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    for line in rollup
-        .lines()
-        .filter(|line| line.starts_with("Rss") || line.starts_with("Pss:"))
-    {
+    for line in rollup.lines().filter(|line| {
+        ["Rss", "Pss:", "AnonHuge"]
+            .iter()
+            .any(|name| line.starts_with(name))
+    }) {
         println!("{line}");
     }
 }

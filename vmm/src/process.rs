@@ -1,9 +1,11 @@
 //! The process from its first instruction to its exit status.
 
-use std::{os::fd::OwnedFd, time::Duration};
+use std::{io, os::fd::OwnedFd, time::Duration};
 
 use sealock_protocol::{
     control::{Event, ExitReason},
+    guest,
+    seqpacket::SeqPacket,
     timeline::Mark,
 };
 
@@ -12,9 +14,11 @@ use crate::{
     console::Console,
     control::{Control, Error},
     ending::Ending,
+    fs::FileSystem,
     jail::{self, Parent},
     machine::{self, Machine, Parts, RunningMachine},
     virtio::{device::VirtioDevice, rng::Rng},
+    vsock::Vsock,
 };
 
 /// How long the vCPUs may take to stop: only one that hangs in the host's kernel takes longer.
@@ -96,7 +100,10 @@ fn serve(
         reason: ExitReason::Host,
         detail: format!("cannot make an eventfd: {error}"),
     })?;
-    let devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng)];
+    let devices = devices(configuration.broker, configuration.files).map_err(|error| Failure {
+        reason: ExitReason::Host,
+        detail: format!("cannot make the devices: {error}"),
+    })?;
     let parts = Parts {
         config,
         kvm: configuration.kvm,
@@ -115,6 +122,15 @@ fn serve(
         ending.end(failure.reason, failure.detail);
     }
     Ok(end(machine, &ending))
+}
+
+/// The machine's virtio devices, in the order of their slots.
+fn devices(broker: SeqPacket, files: SeqPacket) -> io::Result<Vec<Box<dyn VirtioDevice>>> {
+    Ok(vec![
+        Box::new(Vsock::new(broker, guest::GUEST_CID)?),
+        Box::new(FileSystem::new(guest::SHARE_TAG, files)?),
+        Box::new(Rng),
+    ])
 }
 
 fn end(machine: RunningMachine, ending: &Ending) -> (ExitReason, String) {

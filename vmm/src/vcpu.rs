@@ -17,7 +17,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use sealock_protocol::control::ExitReason;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-use crate::{arch::x86_64::ports::Ports, ending::Ending, pci::bus::Bus};
+use crate::{arch::x86_64::ports::Ports, coalesced::CoalescedWrites, ending::Ending, pci::bus::Bus};
 
 /// The stack of a vCPU's thread, in bytes.
 const STACK: usize = 256 * 1024;
@@ -26,6 +26,8 @@ const STACK: usize = 256 * 1024;
 pub struct Surroundings {
     /// The ports.
     pub ports: Ports,
+    /// Writes to ports that come before any exit.
+    pub coalesced: CoalescedWrites,
     /// The memory of PCI functions.
     pub pci: Arc<Bus>,
     /// To be told when the guest ends.
@@ -122,7 +124,11 @@ fn run(mut vcpu: VcpuFd, index: usize, surroundings: &Surroundings) {
 }
 
 fn step(vcpu: &mut VcpuFd, surroundings: &Surroundings) -> Next {
-    match vcpu.run() {
+    let exit = vcpu.run();
+    surroundings
+        .coalesced
+        .carry_out(|port, data| surroundings.ports.write(port, data));
+    match exit {
         Ok(VcpuExit::IoIn(port, data)) => surroundings.ports.read(port, data),
         Ok(VcpuExit::IoOut(port, data)) => surroundings.ports.write(port, data),
         Ok(VcpuExit::MmioRead(address, data)) => surroundings.pci.read_memory(address, data),

@@ -23,7 +23,8 @@ const SERIAL_END: u16 = SERIAL + 7;
 const KEYBOARD_STATUS: u16 = 0x64;
 /// The command that pulses the processor's reset line.
 const KEYBOARD_RESET: u8 = 0xfe;
-const PCI_ADDRESS: u16 = 0xcf8;
+/// The address register of PCI configuration mechanism #1, four ports wide: writing it does nothing by itself.
+pub const PCI_ADDRESS: u16 = 0xcf8;
 const PCI_DATA: u16 = 0xcfc;
 const PCI_DATA_END: u16 = PCI_DATA + 3;
 const PCI_ENABLE: u32 = 1 << 31;
