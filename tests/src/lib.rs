@@ -1,1 +1,5 @@
-//! End-to-end tests, run in the lab.
+//! What the end-to-end tests and the benchmarks share: running containers by `ctr`, and looking at the host.
+
+pub mod ctr;
+pub mod host;
+pub mod memory;

@@ -1,0 +1,57 @@
+//! Sealock as containerd's users see it: every promise that needs a real machine, run in the lab by `scripts/test`.
+//!
+//! The tests change the host's configuration and look at everything on it: they run one at a time.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod exit_status;
+mod failures;
+mod files;
+mod isolation;
+mod many;
+mod rootfs;
+mod streams;
+
+use std::{
+    process::Output,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use sealock_tests::{ctr, host::Leavings};
+
+/// A test's hold on the host: alone while it lasts, and what it made is gone when it ends well.
+struct Host {
+    before: Leavings,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Host {
+    fn take() -> Self {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        ctr::import_busybox();
+        Self {
+            before: Leavings::now(),
+            _alone: alone,
+        }
+    }
+
+    /// To be called last: nothing may be left.
+    fn assert_clean(self) {
+        self.before.assert_gone();
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// What a failed `ctr` is told by: status and streams.
+fn story(output: &Output) -> String {
+    format!(
+        "{}\nstdout: {}\nstderr: {}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    )
+}
