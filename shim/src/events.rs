@@ -1,0 +1,190 @@
+//! Tells containerd what happens to tasks: in order, one after the other.
+
+use std::time::{Duration, SystemTime};
+
+use containerd_shim_protos::{
+    protobuf::{MessageFull, well_known_types::any::Any},
+    shim::{event::Envelope, events::ForwardRequest},
+    shim_async::{Client, EventsClient},
+    ttrpc::context,
+};
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+
+use crate::status;
+
+/// The most events that wait for containerd.
+const QUEUE: usize = 2048;
+
+/// How often an event is offered to containerd before it is given up.
+const ATTEMPTS: u32 = 6;
+
+/// How long containerd may take for one.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Where events are handed in.
+#[derive(Debug)]
+pub struct Events {
+    namespace: String,
+    queue: mpsc::Sender<Envelope>,
+}
+
+/// Delivers events.
+#[derive(Debug)]
+pub struct Delivery(JoinHandle<()>);
+
+impl Events {
+    /// Delivers to containerd's ttrpc socket `address` from now on. To be called within a runtime.
+    #[must_use]
+    pub fn start(address: &str, namespace: &str) -> (Self, Delivery) {
+        let (queue, waiting) = mpsc::channel(QUEUE);
+        let address = match address.split_once("://") {
+            None if address.is_empty() => String::new(),
+            None => format!("unix://{address}"),
+            Some(_) => address.to_owned(),
+        };
+        let delivery = Delivery(tokio::spawn(deliver(address, waiting)));
+        let events = Self {
+            namespace: namespace.to_owned(),
+            queue,
+        };
+        (events, delivery)
+    }
+
+    /// Hands in an event.
+    pub fn publish<M: MessageFull>(&self, topic: &str, event: &M) {
+        let mut any = Any::new();
+        // containerd's names of types are without a host.
+        any.type_url = M::descriptor().full_name().to_owned();
+        any.value = event.write_to_bytes().unwrap_or_default();
+        let mut envelope = Envelope::new();
+        envelope.timestamp = status::timestamp(SystemTime::now());
+        envelope.namespace.clone_from(&self.namespace);
+        topic.clone_into(&mut envelope.topic);
+        envelope.event = Some(any).into();
+        if self.queue.try_send(envelope).is_err() {
+            tracing::error!(topic, "too many events wait for containerd: one is dropped");
+        }
+    }
+}
+
+impl Delivery {
+    /// Waits until everything handed in has been delivered; all [`Events`] must have been dropped.
+    pub async fn finish(self, deadline: Duration) {
+        if timeout(deadline, self.0).await.is_err() {
+            tracing::error!("containerd did not take the last events");
+        }
+    }
+}
+
+async fn deliver(address: String, mut waiting: mpsc::Receiver<Envelope>) {
+    let mut client = None;
+    while let Some(envelope) = waiting.recv().await {
+        if address.is_empty() {
+            continue;
+        }
+        let mut request = ForwardRequest::new();
+        request.envelope = Some(envelope).into();
+        for attempt in 1..=ATTEMPTS {
+            let error = match forward(&address, &mut client, &request).await {
+                Ok(()) => break,
+                Err(error) => error,
+            };
+            client = None;
+            tracing::warn!(
+                topic = request.envelope.topic,
+                attempt,
+                error,
+                "containerd did not take an event"
+            );
+            // The first time it was perhaps only the connection; after that containerd is being restarted.
+            if attempt > 1 {
+                sleep(Duration::from_secs(u64::from(attempt))).await;
+            }
+        }
+    }
+}
+
+async fn forward(
+    address: &str,
+    client: &mut Option<EventsClient>,
+    request: &ForwardRequest,
+) -> Result<(), String> {
+    let client = match client {
+        Some(client) => client,
+        None => {
+            let connected = Client::connect(address)
+                .await
+                .map_err(|error| error.to_string())?;
+            client.insert(EventsClient::new(connected))
+        }
+    };
+    let forwarded = client.forward(context::with_duration(DEADLINE), request).await;
+    forwarded.map(drop).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use containerd_shim_protos::{
+        events::task::{TaskExit, TaskStart},
+        protobuf::well_known_types::empty::Empty,
+        shim_async::{Events as EventsService, create_events},
+        ttrpc::{
+            self,
+            r#async::{Server, TtrpcContext},
+        },
+    };
+
+    use super::*;
+
+    struct Containerd(Arc<Mutex<Vec<(String, String)>>>);
+
+    #[async_trait::async_trait]
+    impl EventsService for Containerd {
+        async fn forward(&self, _: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
+            let envelope = request.envelope.unwrap();
+            let event = envelope.event.unwrap();
+            self.0.lock().unwrap().push((envelope.topic, event.type_url));
+            Ok(Empty::new())
+        }
+    }
+
+    #[test]
+    fn events_arrive_once_each_and_in_order_even_if_containerd_comes_late() {
+        let top = tempfile::tempdir().unwrap();
+        let socket = top.path().join("containerd.sock.ttrpc");
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let (events, delivery) = Events::start(socket.to_str().unwrap(), "ns");
+            events.publish("/tasks/start", &TaskStart::new());
+            // The first attempt fails.
+            tokio::task::yield_now().await;
+            let mut server = Server::new()
+                .bind(&format!("unix://{}", socket.display()))
+                .unwrap()
+                .register_service(create_events(Arc::new(Containerd(Arc::clone(&seen)))));
+            server.start().await.unwrap();
+            events.publish("/tasks/exit", &TaskExit::new());
+            drop(events);
+            delivery.finish(Duration::from_secs(20)).await;
+        });
+        let seen = seen.lock().unwrap();
+        let expected = [
+            (
+                "/tasks/start".to_owned(),
+                "containerd.events.TaskStart".to_owned(),
+            ),
+            ("/tasks/exit".to_owned(), "containerd.events.TaskExit".to_owned()),
+        ];
+        assert_eq!(*seen, expected);
+    }
+}
