@@ -87,7 +87,7 @@ impl Cgroup {
             match write(&self.path.join(&setting.file), &setting.value) {
                 Err(error) if setting.optional && error.kind() == io::ErrorKind::NotFound => {}
                 result => result.map_err(|error| CgroupError::Limit {
-                    field: format!("linux.resources.{}", setting.field),
+                    field: setting.field.clone(),
                     file: setting.file.clone(),
                     value: setting.value.clone(),
                     error,

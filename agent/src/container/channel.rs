@@ -12,7 +12,7 @@ pub const MAX_MESSAGE: usize = 4096;
 pub const START: &[u8] = b"S";
 
 const READY: u8 = b'R';
-const REFUSED: u8 = b'P';
+const REFUSED: u8 = b'N';
 const FAILED: u8 = b'E';
 
 /// From the process to the server.
@@ -20,8 +20,8 @@ const FAILED: u8 = b'E';
 pub enum Report {
     /// Everything is set up.
     Ready,
-    /// The program can't be executed: the caller's mistake. The text is for a user.
-    Program(String),
+    /// The specification asks for what can't be, as a program that is not there. The text is for a user.
+    Refused(String),
     /// Something failed. The text is for a user.
     Failed(String),
 }
@@ -31,7 +31,7 @@ impl Report {
     pub fn encode(&self) -> Vec<u8> {
         let (kind, text) = match self {
             Self::Ready => (READY, ""),
-            Self::Program(text) => (REFUSED, text.as_str()),
+            Self::Refused(text) => (REFUSED, text.as_str()),
             Self::Failed(text) => (FAILED, text.as_str()),
         };
         let mut bytes = vec![kind];
@@ -45,7 +45,7 @@ impl Report {
         let text = String::from_utf8_lossy(text).into_owned();
         match kind {
             READY => Some(Self::Ready),
-            REFUSED => Some(Self::Program(text)),
+            REFUSED => Some(Self::Refused(text)),
             FAILED => Some(Self::Failed(text)),
             _ => None,
         }
@@ -73,7 +73,7 @@ mod tests {
     fn reports_survive_and_long_texts_are_cut() {
         for report in [
             Report::Ready,
-            Report::Program("a".into()),
+            Report::Refused("a".into()),
             Report::Failed("b".into()),
         ] {
             assert_eq!(Report::decode(&report.encode()), Some(report));

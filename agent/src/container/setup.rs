@@ -95,20 +95,16 @@ pub fn run(descriptors: Descriptors) -> ! {
     };
     if let Ok(true) = channel::wait_for_start(&channel) {
         let Err(failure) = program.execute();
-        let _ = channel.send(&report_of(&failure).encode(), &[]);
+        let _ = channel.send(&Report::Refused(failure.to_string()).encode(), &[]);
     }
     exit(NOT_STARTED)
 }
 
 fn report(failure: &Failure) -> Report {
     match failure {
-        Failure::Executable(error) => report_of(error),
-        other => Report::Failed(other.to_string()),
+        Failure::Executable(_) | Failure::Refused(_) => Report::Refused(failure.to_string()),
+        Failure::System { .. } => Report::Failed(failure.to_string()),
     }
-}
-
-fn report_of(error: &ExecutableError) -> Report {
-    Report::Program(error.to_string())
 }
 
 /// Ready to be executed.

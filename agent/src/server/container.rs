@@ -202,7 +202,7 @@ impl Container {
             Err(seqpacket::Error::Closed) => Ok(()),
             Err(error) => Err(Error::Link { doing, error }),
             Ok((message, _)) => Err(match Report::decode(&message) {
-                Some(Report::Program(text)) => Error::Program(text),
+                Some(Report::Refused(text)) => Error::Refused(text),
                 Some(Report::Failed(text)) => Error::Setup(text),
                 Some(Report::Ready) | None => Error::Setup(doing.to_owned()),
             }),
@@ -291,7 +291,7 @@ async fn ready(channel: &Packets, exit: watch::Receiver<Option<Exit>>) -> Result
     match report {
         Ok((message, _)) => match Report::decode(&message) {
             Some(Report::Ready) => Ok(()),
-            Some(Report::Program(text)) => Err(Error::Program(text)),
+            Some(Report::Refused(text)) => Err(Error::Refused(text)),
             Some(Report::Failed(text)) => Err(Error::Setup(text)),
             None => Err(Error::Setup(
                 "the container's process is not understood".to_owned(),

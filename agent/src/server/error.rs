@@ -29,9 +29,9 @@ pub enum Error {
     /// The specification's limits.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
-    /// The program can't be executed.
+    /// What only the container's process could find wrong with the specification, as a program that is not there.
     #[error("{0}")]
-    Program(String),
+    Refused(String),
     /// The container's process could not be made ready.
     #[error("{0}")]
     Setup(String),
@@ -76,7 +76,7 @@ impl Error {
             Self::Spec(SpecError::Unsupported(_)) => Code::UNIMPLEMENTED,
             Self::Argument(_)
             | Self::Spec(_)
-            | Self::Program(_)
+            | Self::Refused(_)
             | Self::Cgroup(CgroupError::Limit { .. }) => Code::INVALID_ARGUMENT,
             Self::Deadline(_) => Code::DEADLINE_EXCEEDED,
             Self::Cgroup(_) | Self::Setup(_) | Self::Link { .. } | Self::System { .. } => Code::INTERNAL,

@@ -11,7 +11,7 @@ mod pod;
 mod service;
 mod stdio;
 
-use std::{io, os::fd::OwnedFd, sync::Arc};
+use std::{convert::Infallible, io, os::fd::OwnedFd, sync::Arc};
 
 use futures::stream;
 use sealock_protocol::{agent::create_agent, seqpacket::SeqPacket};
@@ -23,13 +23,12 @@ use crate::init::{log, power_off};
 
 /// Serves the host on a stream on which the hello has been said, then powers the guest off.
 pub fn run(host: OwnedFd, init: SeqPacket) -> ! {
-    if let Err(error) = serve(host, init) {
-        log(&format!("serving the host: {error}"));
-    }
+    let Err(error) = serve(host, init);
+    log(&format!("serving the host: {error}"));
     power_off()
 }
 
-fn serve(host: OwnedFd, init: SeqPacket) -> io::Result<()> {
+fn serve(host: OwnedFd, init: SeqPacket) -> io::Result<Infallible> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (stream, ended) = HostStream::new(host);
@@ -51,6 +50,7 @@ fn serve(host: OwnedFd, init: SeqPacket) -> io::Result<()> {
             () = ended.notified() => {}
             () = over.over() => {}
         }
-        Ok(())
+        // Here, while init still hears of us: to it the end of the server is a failure.
+        power_off()
     })
 }
