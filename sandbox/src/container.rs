@@ -1,11 +1,9 @@
 //! A container of a pod, as the host sees it.
 
 use std::{
+    os::fd::OwnedFd,
     path::PathBuf,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -19,7 +17,7 @@ use crate::{
     sandbox::Sandbox,
     share::ContainerShare,
     spec, state,
-    stdio::{Paths, Streams},
+    stdio::{Input, Paths, Streams},
 };
 
 /// The exit status of a container whose machine is gone: as if killed.
@@ -53,6 +51,20 @@ pub struct Exit {
     pub at: SystemTime,
 }
 
+/// A container's standard input.
+#[derive(Debug)]
+enum Stdin {
+    /// The container isn't started yet.
+    Waiting { input: Input, complete: bool },
+    /// The client's input goes to the container.
+    Open {
+        writer: Option<OwnedFd>,
+        feed: JoinHandle<()>,
+    },
+    /// There is none, or no more of it.
+    Closed,
+}
+
 /// A created container. Dropping it undoes its mounts.
 #[derive(Debug)]
 pub struct Container {
@@ -62,9 +74,8 @@ pub struct Container {
     guest_pid: u32,
     ports: [u32; 3],
     share: Mutex<Option<ContainerShare>>,
-    stdin: Mutex<Option<std::os::fd::OwnedFd>>,
+    stdin: Mutex<Stdin>,
     copies: Mutex<Vec<JoinHandle<std::io::Result<()>>>>,
-    exited: AtomicBool,
 }
 
 impl Sandbox {
@@ -106,7 +117,10 @@ impl Sandbox {
             guest_pid,
             ports,
             share: Mutex::new(Some(share)),
-            stdin: Mutex::new(streams.stdin_writer),
+            stdin: Mutex::new(streams.input.map_or(Stdin::Closed, |input| Stdin::Waiting {
+                input,
+                complete: false,
+            })),
             copies: Mutex::new(
                 streams
                     .copies
@@ -114,7 +128,6 @@ impl Sandbox {
                     .map(|copy| tokio::spawn(copy.run()))
                     .collect(),
             ),
-            exited: AtomicBool::new(false),
         })
     }
 
@@ -136,6 +149,10 @@ impl Sandbox {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Container {
     /// Its identifier.
     #[must_use]
@@ -154,6 +171,7 @@ impl Container {
     /// # Errors
     /// The program can't be executed, the container is not in a state to, or the pod has ended.
     pub async fn start(&self) -> Result<(), Error> {
+        self.open_stdin();
         self.alive(self.agent.start_container(&self.id)).await?;
         let mut timeline = self.sandbox.timeline();
         if timeline
@@ -210,15 +228,16 @@ impl Container {
             }
         };
         let at = SystemTime::now();
-        self.exited.store(true, Ordering::Relaxed);
         self.sandbox.withdraw(self.ports);
-        self.close_stdin();
+        if let Stdin::Open { feed, .. } = std::mem::replace(&mut *lock(&self.stdin), Stdin::Closed) {
+            feed.abort();
+        }
         self.finish_copies().await;
         Exit { status, at }
     }
 
     async fn finish_copies(&self) {
-        let copies = std::mem::take(&mut *self.copies.lock().unwrap_or_else(PoisonError::into_inner));
+        let copies = std::mem::take(&mut *lock(&self.copies));
         for mut copy in copies {
             match timeout(COPY_DEADLINE, &mut copy).await {
                 Ok(Ok(Ok(()))) => {}
@@ -231,9 +250,31 @@ impl Container {
         }
     }
 
+    fn open_stdin(&self) {
+        let mut stdin = lock(&self.stdin);
+        let Stdin::Waiting { input, complete } = std::mem::replace(&mut *stdin, Stdin::Closed) else {
+            return;
+        };
+        match input.open() {
+            Ok((feed, writer)) => {
+                *stdin = Stdin::Open {
+                    writer: (!complete).then_some(writer),
+                    feed: tokio::spawn(feed.run()),
+                };
+            }
+            Err(error) => {
+                tracing::warn!(container = self.id, %error, "cannot open a container's input: it is empty")
+            }
+        }
+    }
+
     /// Says that standard input is complete: it ends for the container as soon as its other writers have closed it too.
     pub fn close_stdin(&self) {
-        self.stdin.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match &mut *lock(&self.stdin) {
+            Stdin::Waiting { complete, .. } => *complete = true,
+            Stdin::Open { writer, .. } => *writer = None,
+            Stdin::Closed => {}
+        }
     }
 
     /// Removes it: in the guest, unless that has ended, and on the host. `force` kills it first.
@@ -246,7 +287,7 @@ impl Container {
             Err(error) => return Err(error),
         }
         self.sandbox.withdraw(self.ports);
-        let share = self.share.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let share = lock(&self.share).take();
         match share {
             None => Ok(()),
             Some(mut share) => share.remove().map_err(Error::Cleanup),

@@ -14,6 +14,8 @@
 //!
 //! Everything here runs on one thread: a pod's processes ask to be killed when the thread that started them ends.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod agent;
 pub mod broker;
 pub mod check;

@@ -1,4 +1,9 @@
-//! A container's standard streams on the host: FIFOs that go to the monitor, and files that the host side writes.
+//! A container's standard streams on the host.
+//!
+//! Output goes from the monitor straight into the client's FIFO, or by way of a pipe into a file. Input comes by way of a
+//! pipe: the client's FIFO is opened for reading only when the container is started. A client that finds it open earlier
+//! may have written everything, and so have reached its own input's end, before it knows the task that it then has to
+//! tell of it.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -10,7 +15,10 @@ use std::{
     path::Path,
 };
 
-use tokio::{io::AsyncReadExt, net::unix::pipe};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::unix::pipe,
+};
 
 use crate::{error::Kind, mount::open_path};
 
@@ -77,8 +85,8 @@ pub struct Paths {
 pub struct Streams {
     /// What the monitor reads standard input from.
     pub stdin: Option<OwnedFd>,
-    /// Keeps standard input from ending before the client has said that it is complete.
-    pub stdin_writer: Option<OwnedFd>,
+    /// What feeds that, once the container is started.
+    pub input: Option<Input>,
     /// What the monitor writes standard output to.
     pub stdout: Option<OwnedFd>,
     /// What the monitor writes standard error to.
@@ -106,9 +114,17 @@ impl Streams {
                 });
             }
             Some(Place::Fifo(path)) => {
-                // The reader first: a writer that doesn't block needs one.
-                streams.stdin = Some(open_fifo("stdin", path, OpenOptions::new().read(true))?);
-                streams.stdin_writer = Some(open_fifo("stdin", path, OpenOptions::new().write(true))?);
+                let failed = |source| Error::Open {
+                    stream: "stdin",
+                    path: path.to_owned(),
+                    source,
+                };
+                let fifo = find_fifo("stdin", path)?;
+                let (from, to) = io::pipe().map_err(failed)?;
+                let from = OwnedFd::from(from);
+                set_nonblocking(&from).map_err(failed)?;
+                streams.stdin = Some(from);
+                streams.input = Some(Input { fifo, to: to.into() });
             }
         }
         streams.stdout = streams.open_output("stdout", &paths.stdout)?;
@@ -173,31 +189,89 @@ fn place<'a>(stream: &'static str, path: &'a str) -> Result<Option<Place<'a>>, E
     })
 }
 
-fn open_fifo(stream: &'static str, path: &str, options: &mut OpenOptions) -> Result<OwnedFd, Error> {
+/// Finds a FIFO without opening it: opening a device may do something.
+fn find_fifo(stream: &'static str, path: &str) -> Result<File, Error> {
     let failed = |source| Error::Open {
         stream,
         path: path.to_owned(),
         source,
     };
-    // Looked at before it is opened: opening a device may do something.
     let named = File::from(open_path(Path::new(path)).map_err(failed)?);
-    if !named.metadata().map_err(failed)?.file_type().is_fifo() {
-        return Err(Error::NotAFifo {
+    if named.metadata().map_err(failed)?.file_type().is_fifo() {
+        Ok(named)
+    } else {
+        Err(Error::NotAFifo {
             stream,
             path: path.to_owned(),
-        });
+        })
     }
+}
+
+/// Opens the very FIFO that was found.
+fn reopen(fifo: &File, options: &mut OpenOptions) -> io::Result<OwnedFd> {
     options
         .custom_flags(libc::O_NONBLOCK)
-        .open(format!("/proc/self/fd/{}", named.as_raw_fd()))
+        .open(format!("/proc/self/fd/{}", fifo.as_raw_fd()))
         .map(OwnedFd::from)
-        .map_err(failed)
+}
+
+fn open_fifo(stream: &'static str, path: &str, options: &mut OpenOptions) -> Result<OwnedFd, Error> {
+    let fifo = find_fifo(stream, path)?;
+    reopen(&fifo, options).map_err(|source| Error::Open {
+        stream,
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     Ok(())
+}
+
+/// Standard input, found and not opened yet.
+#[derive(Debug)]
+pub struct Input {
+    fifo: File,
+    to: OwnedFd,
+}
+
+impl Input {
+    /// Opens the client's FIFO. Returns what feeds the container from now on, and what keeps its input from ending before
+    /// the client has said that it is complete.
+    ///
+    /// # Errors
+    /// It can't be opened. To be called within a runtime.
+    pub fn open(self) -> io::Result<(Feed, OwnedFd)> {
+        // The reader first: a writer that doesn't block needs one.
+        let from = reopen(&self.fifo, OpenOptions::new().read(true))?;
+        let writer = reopen(&self.fifo, OpenOptions::new().write(true))?;
+        let feed = Feed {
+            from: pipe::Receiver::from_owned_fd(from)?,
+            to: pipe::Sender::from_owned_fd(self.to)?,
+        };
+        Ok((feed, writer))
+    }
+}
+
+/// Feeds a container's standard input.
+#[derive(Debug)]
+pub struct Feed {
+    from: pipe::Receiver,
+    to: pipe::Sender,
+}
+
+impl Feed {
+    /// Copies until the input ends or nobody reads it any longer.
+    pub async fn run(mut self) {
+        let mut buffer = vec![0; 4096];
+        while let Ok(filled @ 1..) = self.from.read(&mut buffer).await {
+            if self.to.write_all(&buffer[..filled]).await.is_err() {
+                break;
+            }
+        }
+    }
 }
 
 /// A stream that goes into a file: the monitor can't wait for a file to be ready, so it gets a pipe.
@@ -238,27 +312,50 @@ mod tests {
         path.to_str().unwrap().to_owned()
     }
 
-    fn ends(fifo: &OwnedFd) -> bool {
-        // A FIFO without writers reads as ended, one with writers would block.
-        matches!(File::from(fifo.try_clone().unwrap()).read(&mut [0; 1]), Ok(0))
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(test);
     }
 
     #[test]
     fn standard_input_ends_when_both_the_client_and_this_side_have_closed_it() {
         let top = tempfile::tempdir().unwrap();
         let stdin = fifo(top.path(), "stdin");
-        let mut streams = Streams::open(&Paths {
-            stdin: stdin.clone(),
-            ..Paths::default()
-        })
-        .unwrap();
-        let reader = streams.stdin.take().unwrap();
-        assert!(!ends(&reader));
-        let client = OpenOptions::new().write(true).open(&stdin).unwrap();
-        streams.stdin_writer = None;
-        assert!(!ends(&reader));
-        drop(client);
-        assert!(ends(&reader));
+        run(async {
+            let mut streams = Streams::open(&Paths {
+                stdin: stdin.clone(),
+                ..Paths::default()
+            })
+            .unwrap();
+            let mut monitor = pipe::Receiver::from_owned_fd(streams.stdin.take().unwrap()).unwrap();
+            // No client can have found a reader yet.
+            let early = OpenOptions::new()
+                .write(true)
+                .custom_flags(libc::O_NONBLOCK)
+                .open(&stdin);
+            assert_eq!(early.unwrap_err().raw_os_error(), Some(libc::ENXIO));
+
+            let (feed, writer) = streams.input.take().unwrap().open().unwrap();
+            let feed = tokio::spawn(feed.run());
+            let mut client = OpenOptions::new().write(true).open(&stdin).unwrap();
+            client.write_all(b"one").unwrap();
+            drop(client);
+            let mut buffer = [0; 8];
+            assert_eq!(monitor.read(&mut buffer).await.unwrap(), 3);
+            // Another client comes: the first one's end was not the input's.
+            let mut client = OpenOptions::new().write(true).open(&stdin).unwrap();
+            client.write_all(b"two!").unwrap();
+            assert_eq!(monitor.read(&mut buffer).await.unwrap(), 4);
+            drop(writer);
+            client.write_all(b"three").unwrap();
+            drop(client);
+            assert_eq!(monitor.read(&mut buffer).await.unwrap(), 5);
+            feed.await.unwrap();
+            assert_eq!(monitor.read(&mut buffer).await.unwrap(), 0);
+        });
     }
 
     #[test]

@@ -7,6 +7,8 @@
 //! - `delete` undoes what a crashed shim left ([`delete`]).
 //! - `-info` and `-v` tell about it ([`info`]).
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod address;
 mod args;
 mod delete;
