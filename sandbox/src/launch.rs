@@ -185,6 +185,7 @@ pub(crate) fn launch_with(
         supervisor: ProcessId::of(std::process::id()).map_err(Error::Socket)?,
         vmm: vmm.id(),
         fsd: fsd.id(),
+        uid: uid.get(),
     })
     .inspect_err(|_| {
         // Before the processes are.

@@ -58,17 +58,7 @@ impl ProcessId {
     /// # Errors
     /// It is still there at `deadline`.
     pub fn kill(&self, deadline: Instant) -> io::Result<()> {
-        let pidfd = match open_pidfd(self.pid) {
-            Ok(pidfd) => pidfd,
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        // Only now that the number can't change its owner behind our back.
-        if !self.is_alive() {
-            return Ok(());
-        }
-        send_signal(pidfd.as_fd(), libc::SIGKILL)?;
-        if wait_until(pidfd.as_fd(), deadline)? {
+        if self.end(libc::SIGKILL, deadline)? {
             Ok(())
         } else {
             Err(io::Error::new(
@@ -76,6 +66,28 @@ impl ProcessId {
                 format!("process {} is still there after it was killed", self.pid),
             ))
         }
+    }
+
+    /// Asks it to end, and tells whether it is gone at `deadline`.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn terminate(&self, deadline: Instant) -> io::Result<bool> {
+        self.end(libc::SIGTERM, deadline)
+    }
+
+    fn end(&self, signal: i32, deadline: Instant) -> io::Result<bool> {
+        let pidfd = match open_pidfd(self.pid) {
+            Ok(pidfd) => pidfd,
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(true),
+            Err(error) => return Err(error),
+        };
+        // Only now that the number can't change its owner behind our back.
+        if !self.is_alive() {
+            return Ok(true);
+        }
+        send_signal(pidfd.as_fd(), signal)?;
+        wait_until(pidfd.as_fd(), deadline)
     }
 }
 

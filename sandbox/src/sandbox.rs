@@ -42,6 +42,9 @@ const KILL_DEADLINE: Duration = Duration::from_secs(30);
 /// How long the monitor may take to tell its console, and to go away after it has broken off.
 const MONITOR_DEADLINE: Duration = Duration::from_secs(2);
 
+/// How a pod ends whose file server does.
+const FILE_SERVER: &str = "the file server ended";
+
 /// Lines of the console that are logged when a machine fails.
 const CONSOLE_LINES: usize = 40;
 
@@ -234,8 +237,18 @@ impl Processes {
     ) {
         let first = tokio::select! {
             _ = self.vmm_end.readable() => None,
-            _ = self.fsd_end.readable() => Some("the file server ended"),
+            _ = self.fsd_end.readable() => Some(FILE_SERVER),
             () = kill.notified() => Some("it was stopped"),
+        };
+        let stopped = stopping.load(Ordering::Relaxed);
+        // A monitor that dies closes its sockets before it has ended: whoever saw that asked for the end.
+        let first = if first.is_some_and(|first| first != FILE_SERVER) && !stopped {
+            match timeout(MONITOR_DEADLINE, self.vmm_end.readable()).await {
+                Ok(_) => None,
+                Err(_) => Some("the virtual machine monitor broke off"),
+            }
+        } else {
+            first
         };
         self.vmm.kill();
         self.fsd.kill();
@@ -249,13 +262,13 @@ impl Processes {
         let reason = {
             let said = said.borrow();
             match (&said.exited, first) {
-                (_, Some("the file server ended")) => format!("the file server ended ({})", status(fsd)),
+                (_, Some(FILE_SERVER)) => format!("{FILE_SERVER} ({})", status(fsd)),
                 (Some((reason, detail, console)), _) => describe_exit(&id, *reason, detail, console),
                 (None, Some(first)) => first.to_owned(),
                 (None, None) => format!("the virtual machine monitor ended ({})", status(vmm)),
             }
         };
-        if stopping.load(Ordering::Relaxed) {
+        if stopped {
             tracing::debug!(sandbox = id, reason, "the pod has ended");
         } else {
             tracing::error!(sandbox = id, reason, "the pod has ended by itself");
@@ -473,3 +486,6 @@ impl Sandbox {
 fn lock(timeline: &Mutex<Timeline>) -> MutexGuard<'_, Timeline> {
     timeline.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -95,6 +95,8 @@ pub struct Record {
     pub vmm: ProcessId,
     /// The file server.
     pub fsd: ProcessId,
+    /// The user that the monitor runs as.
+    pub uid: u32,
 }
 
 const RECORD: &str = "pod.json";
@@ -268,6 +270,9 @@ pub fn destroy(path: &Path) -> io::Result<()> {
         for process in [record.vmm, record.fsd] {
             process.kill(deadline)?;
         }
+        if let Some(state_dir) = path.parent().and_then(Path::parent) {
+            Uid::release(state_dir, record.uid);
+        }
     }
     undo(path)
 }
@@ -325,6 +330,18 @@ impl Uid {
             }
         }
         Err(Error::NoUser(count))
+    }
+
+    /// Removes what marks a user as taken, if nobody has it.
+    fn release(state_dir: &Path, uid: u32) {
+        let path = state_dir.join(".uids").join(uid.to_string());
+        if let Ok(Some(lock)) = lock(&path) {
+            drop(Self {
+                uid,
+                path,
+                _lock: lock,
+            });
+        }
     }
 
     /// The user, and the group of the same number.
@@ -388,6 +405,7 @@ mod tests {
             supervisor: this,
             vmm: this,
             fsd: this,
+            uid: 7,
         };
         pod.write_record(&record).unwrap();
         assert_eq!(read_record(pod.path()), Some(record));
@@ -402,6 +420,7 @@ mod tests {
             supervisor: this,
             vmm: this,
             fsd: this,
+            uid: 7,
         })
         .unwrap();
         assert!(matches!(
@@ -427,6 +446,10 @@ mod tests {
         let pod = PodDir::create(state.path(), "ns", "p1").unwrap();
         let mut vmm = sleep();
         let mut bystander = sleep();
+        // A crash unlocks the user's file and leaves it.
+        let uid = 5000;
+        fs::create_dir(state.path().join(".uids")).unwrap();
+        fs::write(state.path().join(".uids/5000"), "").unwrap();
         let mut reused = ProcessId::of(bystander.id()).unwrap();
         // The number is the bystander's, the start time another's.
         reused.start_time += 1;
@@ -434,6 +457,7 @@ mod tests {
             supervisor: reused,
             vmm: ProcessId::of(vmm.id()).unwrap(),
             fsd: reused,
+            uid,
         })
         .unwrap();
         let path = pod.path().to_owned();
@@ -445,6 +469,7 @@ mod tests {
         assert!(bystander.try_wait().unwrap().is_none());
         bystander.kill().unwrap();
         bystander.wait().unwrap();
+        assert_eq!(fs::read_dir(state.path().join(".uids")).unwrap().count(), 0);
         drop(again);
         destroy(&path).unwrap();
     }

@@ -34,6 +34,9 @@ pub enum Error {
     Answer(#[source] io::Error),
 }
 
+/// How long a shim may take to end in order; containerd waits five seconds for all of this.
+const GRACE: Duration = Duration::from_secs(2);
+
 /// How long a shim that doesn't answer may take to go away once it is killed.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -73,10 +76,17 @@ fn undo(state_dir: &Path, namespace: &str, pod: &str, container: &str) -> Result
         if pod != container {
             return Ok(record.vmm.pid);
         }
-        record
+        // It may be about to end by itself.
+        let orderly = record
             .supervisor
-            .kill(monotonic_deadline(KILL_DEADLINE))
+            .terminate(monotonic_deadline(GRACE))
             .map_err(undone)?;
+        if !orderly {
+            record
+                .supervisor
+                .kill(monotonic_deadline(KILL_DEADLINE))
+                .map_err(undone)?;
+        }
     }
     state::destroy(&path).map_err(undone)?;
     Ok(record.map_or(0, |record| record.vmm.pid))
@@ -111,6 +121,7 @@ mod tests {
             supervisor: ids[0],
             vmm: ids[1],
             fsd: ids[2],
+            uid: 7,
         })
         .unwrap();
         let path = dir.path().to_owned();

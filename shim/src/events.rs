@@ -9,8 +9,7 @@ use containerd_shim_protos::{
     ttrpc::context,
 };
 use tokio::{
-    sync::mpsc,
-    task::JoinHandle,
+    sync::{mpsc, oneshot},
     time::{sleep, timeout},
 };
 
@@ -29,29 +28,31 @@ const DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Events {
     namespace: String,
-    queue: mpsc::Sender<Envelope>,
+    queue: mpsc::Sender<Item>,
 }
 
-/// Delivers events.
 #[derive(Debug)]
-pub struct Delivery(JoinHandle<()>);
+enum Item {
+    Event(Box<Envelope>),
+    /// To be answered when everything before it is delivered.
+    Flush(oneshot::Sender<()>),
+}
 
 impl Events {
     /// Delivers to containerd's ttrpc socket `address` from now on. To be called within a runtime.
     #[must_use]
-    pub fn start(address: &str, namespace: &str) -> (Self, Delivery) {
+    pub fn start(address: &str, namespace: &str) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
         let address = match address.split_once("://") {
             None if address.is_empty() => String::new(),
             None => format!("unix://{address}"),
             Some(_) => address.to_owned(),
         };
-        let delivery = Delivery(tokio::spawn(deliver(address, waiting)));
-        let events = Self {
+        tokio::spawn(deliver(address, waiting));
+        Self {
             namespace: namespace.to_owned(),
             queue,
-        };
-        (events, delivery)
+        }
     }
 
     /// Hands in an event.
@@ -65,27 +66,36 @@ impl Events {
         envelope.namespace.clone_from(&self.namespace);
         topic.clone_into(&mut envelope.topic);
         envelope.event = Some(any).into();
-        if self.queue.try_send(envelope).is_err() {
+        if self.queue.try_send(Item::Event(Box::new(envelope))).is_err() {
             tracing::error!(topic, "too many events wait for containerd: one is dropped");
         }
     }
-}
 
-impl Delivery {
-    /// Waits until everything handed in has been delivered; all [`Events`] must have been dropped.
-    pub async fn finish(self, deadline: Duration) {
-        if timeout(deadline, self.0).await.is_err() {
+    /// Waits until everything handed in has been delivered, or given up.
+    pub async fn flush(&self, deadline: Duration) {
+        let (done, wait) = oneshot::channel();
+        let flush = async {
+            self.queue.send(Item::Flush(done)).await.ok()?;
+            wait.await.ok()
+        };
+        if timeout(deadline, flush).await.is_err() {
             tracing::error!("containerd did not take the last events");
         }
     }
 }
 
-async fn deliver(address: String, mut waiting: mpsc::Receiver<Envelope>) {
+async fn deliver(address: String, mut waiting: mpsc::Receiver<Item>) {
     let mut client = None;
-    while let Some(envelope) = waiting.recv().await {
-        if address.is_empty() {
-            continue;
-        }
+    while let Some(item) = waiting.recv().await {
+        let envelope = match item {
+            Item::Flush(done) => {
+                // Whoever waited may have given up.
+                let _ = done.send(());
+                continue;
+            }
+            Item::Event(_) if address.is_empty() => continue,
+            Item::Event(envelope) => *envelope,
+        };
         let mut request = ForwardRequest::new();
         request.envelope = Some(envelope).into();
         for attempt in 1..=ATTEMPTS {
@@ -164,7 +174,7 @@ mod tests {
             .build()
             .unwrap();
         runtime.block_on(async {
-            let (events, delivery) = Events::start(socket.to_str().unwrap(), "ns");
+            let events = Events::start(socket.to_str().unwrap(), "ns");
             events.publish("/tasks/start", &TaskStart::new());
             // The first attempt fails.
             tokio::task::yield_now().await;
@@ -174,8 +184,7 @@ mod tests {
                 .register_service(create_events(Arc::new(Containerd(Arc::clone(&seen)))));
             server.start().await.unwrap();
             events.publish("/tasks/exit", &TaskExit::new());
-            drop(events);
-            delivery.finish(Duration::from_secs(20)).await;
+            events.flush(Duration::from_secs(20)).await;
         });
         let seen = seen.lock().unwrap();
         let expected = [

@@ -100,9 +100,13 @@ async fn serve(
         Arc::new(error)
     });
     let address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
-    let (events, delivery) = Events::start(&address, namespace);
+    let events = Arc::new(Events::start(&address, namespace));
     let shutdown = Arc::new(Notify::new());
-    let service = Arc::new(Service::new(pod.clone(), events, Arc::clone(&shutdown)));
+    let service = Arc::new(Service::new(
+        pod.clone(),
+        Arc::clone(&events),
+        Arc::clone(&shutdown),
+    ));
 
     let mut methods = create_task(service.clone());
     if let Some(same) = create_task(service).remove(TASK_V3) {
@@ -124,9 +128,8 @@ async fn serve(
     {
         tracing::error!(error = line(&error), "cannot clean up");
     }
-    // The answers that are on their way, then, without the service, the events.
+    // As long as we are connected nobody takes us for dead and tells containerd about it again.
+    events.flush(FAREWELL).await;
     let _ = timeout(FAREWELL, server.shutdown()).await;
-    drop(server);
-    delivery.finish(FAREWELL).await;
     Ok(())
 }

@@ -77,11 +77,11 @@ pub struct Service {
 impl Service {
     /// Serves `pod`; `shutdown` is notified when containerd wants no more of it.
     #[must_use]
-    pub fn new(pod: Pod, events: Events, shutdown: Arc<Notify>) -> Self {
+    pub fn new(pod: Pod, events: Arc<Events>, shutdown: Arc<Notify>) -> Self {
         Self {
             pod,
             tasks: Mutex::new(HashMap::new()),
-            events: Arc::new(events),
+            events,
             shutdown,
         }
     }
@@ -388,9 +388,16 @@ impl TaskService for Service {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> ttrpc::Result<Empty> {
-        if request.now || self.tasks().is_empty() {
-            self.shutdown.notify_one();
+        if !request.now && !self.tasks().is_empty() {
+            return Ok(Empty::new());
         }
+        // Before the answer: what containerd does next is to look for what is left.
+        if let Ok(pod) = &self.pod
+            && let Err(error) = pod.stop().await
+        {
+            tracing::error!(error = line(&error), "cannot clean up");
+        }
+        self.shutdown.notify_one();
         Ok(Empty::new())
     }
 
