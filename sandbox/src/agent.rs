@@ -46,7 +46,7 @@ pub enum Error {
         message: String,
     },
     /// It didn't answer in time.
-    #[error("the guest's agent did not answer {request} within {} s", .deadline.as_secs())]
+    #[error("the guest's agent did not answer {request} within {} s", .deadline.as_secs_f64())]
     Deadline {
         /// The request.
         request: &'static str,

@@ -16,6 +16,9 @@ use toml::Spanned;
 /// Where the configuration is read from, unless [`ENVIRONMENT`] says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/sealock/config.toml";
 
+/// Where the state of pods is kept, unless the configuration says otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/run/sealock";
+
 /// The environment variable that names another configuration file.
 pub const ENVIRONMENT: &str = "SEALOCK_CONFIG";
 
@@ -197,7 +200,7 @@ impl Config {
             ),
             uid_base: at_least("uid_base", written.uid_base, 0x7000_0000, 1000, 0xfff0_0000)?,
             uid_count: at_least("uid_count", written.uid_count, 65_536, 1, 1 << 20)?,
-            state_dir: path("state_dir", written.state_dir, PathBuf::from("/run/sealock"))?,
+            state_dir: path("state_dir", written.state_dir, PathBuf::from(DEFAULT_STATE_DIR))?,
             log_level: written.log_level.unwrap_or(LogLevel::Info),
         })
     }

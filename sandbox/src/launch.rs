@@ -5,6 +5,7 @@ use std::{
     os::{fd::AsFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     process::ChildStderr,
+    time::Duration,
 };
 
 use sealock_protocol::{
@@ -51,12 +52,12 @@ pub enum Error {
     Ended(String),
     /// The agent didn't answer.
     #[error(
-        "the guest's agent did not answer within {seconds} s (agent_timeout_ms in Sealock's configuration){}",
-        console_clause(console)
+        "the guest's agent did not answer within {} s (agent_timeout_ms in Sealock's configuration){}",
+        deadline.as_secs_f64(), console_clause(console)
     )]
     Deadline {
         /// How long it had.
-        seconds: u64,
+        deadline: Duration,
         /// The last lines of the guest's console.
         console: String,
     },

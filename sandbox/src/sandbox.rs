@@ -201,7 +201,11 @@ impl Launched {
             let result = match coming.bring_up(hello, &hostname, &control).await {
                 Ok(agent) => Ok(agent),
                 Err(error) => {
-                    tracing::error!(sandbox = coming.id, error = line(&error), "the pod did not start");
+                    if coming.stopping.load(Ordering::Relaxed) {
+                        tracing::info!(sandbox = coming.id, "the pod was stopped before it was ready");
+                    } else {
+                        tracing::error!(sandbox = coming.id, error = line(&error), "the pod did not start");
+                    }
                     // Whoever waits for the pod hears of it when nothing is left.
                     if let Err(error) = coming.end().await {
                         tracing::error!(sandbox = coming.id, error = line(&error), "cannot clean up");
@@ -334,7 +338,7 @@ impl Sandbox {
                     let console = control.read_console().await;
                     log_console(&self.id, &console);
                     return Err(launch::Error::Deadline {
-                        seconds: deadline.as_secs(),
+                        deadline,
                         console: last_lines(&console),
                     }
                     .into());

@@ -8,8 +8,10 @@ use std::{
 
 use containerd_shim_protos::{api::DeleteResponse, protobuf::Message};
 use sealock_sandbox::{
-    Config, config,
+    Config,
+    config::DEFAULT_STATE_DIR,
     container::KILLED,
+    error::line,
     process::monotonic_deadline,
     spec,
     state::{self, PodDir},
@@ -20,9 +22,6 @@ use crate::{address::Address, args::Args, start::pod_of, status};
 /// Why something is left.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The configuration isn't usable.
-    #[error(transparent)]
-    Config(#[from] config::Error),
     /// An identifier isn't.
     #[error(transparent)]
     Name(#[from] state::Error),
@@ -45,12 +44,19 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// # Errors
 /// Something is left.
 pub fn run(args: &Args) -> Result<(), Error> {
-    let config = Config::load()?;
+    let state_dir = match Config::load() {
+        Ok(config) => config.state_dir().to_owned(),
+        Err(error) => {
+            // A mistake made since the pod was started must not keep it from being undone. containerd logs this.
+            eprintln!("{}", line(&error));
+            PathBuf::from(DEFAULT_STATE_DIR)
+        }
+    };
     let bundle = args.bundle.clone().unwrap_or_else(|| PathBuf::from("."));
     // Without a specification any longer it is a container by itself.
     let spec = spec::read(&bundle).unwrap_or_default();
     let pod = pod_of(&spec, &args.id);
-    let pid = undo(config.state_dir(), &args.namespace, pod, &args.id)?;
+    let pid = undo(&state_dir, &args.namespace, pod, &args.id)?;
     if let Some(address) = Address::of_bundle(&bundle).filter(|address| !address.answers()) {
         let _ = address.remove();
     }
