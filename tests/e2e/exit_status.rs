@@ -82,33 +82,44 @@ fn a_command_that_does_not_exist_fails_with_runcs_kind_of_message() {
     host.assert_clean();
 }
 
-/// Ends one of a running pod's processes: containerd's client must see its container end with 137.
-fn ends_with_137_when_killed(program: &str) {
-    let host = Host::take();
-    let run = Run::busybox(Runtime::Sealock, &["sh", "-c", "echo up; exec sleep 600"]);
+/// Kills the one process of this name while a container runs, and tells how the container's client ends.
+fn client_status_when_killed(runtime: Runtime, program: &str) -> Option<i32> {
+    let run = Run::busybox(runtime, &["sh", "-c", "echo up; exec sleep 600"]);
     let mut child = run.spawn();
     wait_for_line(&mut child, "up");
     let pids = sealock_tests::host::pids_of(program);
     assert_eq!(pids.len(), 1, "{program}: {pids:?}");
     let pid = nix::unistd::Pid::from_raw(i32::try_from(pids[0]).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(137));
-    host.assert_clean();
+    let status = child.wait().unwrap().code();
+    // A client that lost its shim does not remove its container.
+    let _ = sealock_tests::ctr::ctr(&["container", "rm", run.id()]);
+    status
 }
 
 #[test]
 fn a_vmm_that_is_killed_is_137_at_once() {
-    ends_with_137_when_killed("sealock-vmm");
+    let host = Host::take();
+    let status = client_status_when_killed(Runtime::Sealock, "sealock-vmm");
+    assert_eq!(status, Some(137));
+    host.assert_clean();
 }
 
 #[test]
 fn a_file_server_that_is_killed_is_137_at_once() {
-    ends_with_137_when_killed("sealock-fsd");
+    let host = Host::take();
+    let status = client_status_when_killed(Runtime::Sealock, "sealock-fsd");
+    assert_eq!(status, Some(137));
+    host.assert_clean();
 }
 
 #[test]
 fn a_shim_that_is_killed_takes_its_pod_along_and_containerd_cleans_up() {
-    ends_with_137_when_killed("containerd-shim-sealock-v2");
+    let host = Host::take();
+    let runc = client_status_when_killed(Runtime::Runc, "containerd-shim-runc-v2");
+    let sealock = client_status_when_killed(Runtime::Sealock, "containerd-shim-sealock-v2");
+    assert_eq!(sealock, runc);
+    host.assert_clean();
 }
 
 /// Reads the child's standard output up to and including this line.

@@ -135,7 +135,7 @@ fn a_truncated_kernel_or_initramfs() {
         let whole = fs::read(&path).unwrap();
         for length in [0, 100, whole.len() / 2] {
             let _changed = Changed::replace(&path, &whole[..length]);
-            refused(&host, &any(), &["guest ", called]);
+            refused(&host, &any(), &["guest", called]);
         }
     }
     works_again(host);
@@ -159,14 +159,18 @@ fn a_malformed_configuration() {
 fn too_little_memory_asked_for() {
     let host = Host::take();
     let run = any().flag(&["--annotation", "io.sealock.memory-mib=8"]);
-    refused(&host, &run, &["8", "MiB", "at least"]);
+    refused(&host, &run, &["io.sealock.memory-mib", "\"8\"", "from 64"]);
+    {
+        let _changed = Changed::append(CONFIG, "\nmemory_mib = 8\n");
+        refused(&host, &any(), &[CONFIG, "memory_mib", "64"]);
+    }
     works_again(host);
 }
 
 #[test]
 fn a_root_that_does_not_exist() {
     let host = Host::take();
-    let run = Run::rootfs(Runtime::Sealock, "/var/lib/nonesuch", &["true"]);
+    let run = Run::rootfs(Runtime::Sealock, "/var/lib/nonesuch", &["/bin/true"]);
     refused(&host, &run, &["/var/lib/nonesuch"]);
     works_again(host);
 }

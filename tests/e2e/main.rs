@@ -14,7 +14,7 @@ mod streams;
 
 use std::{
     process::Output,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, Once, PoisonError},
 };
 
 use sealock_tests::{ctr, host::Leavings};
@@ -29,7 +29,15 @@ impl Host {
     fn take() -> Self {
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        ctr::import_busybox();
+        // What containerd and the runtimes make once for all containers is there from the first on.
+        static FIRST: Once = Once::new();
+        FIRST.call_once(|| {
+            ctr::import_busybox();
+            for runtime in [ctr::Runtime::Runc, ctr::Runtime::Sealock] {
+                let output = ctr::Run::busybox(runtime, &["true"]).output();
+                assert!(output.status.success(), "{}", story(&output));
+            }
+        });
         Self {
             before: Leavings::now(),
             _alone: alone,

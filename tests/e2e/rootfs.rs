@@ -14,16 +14,16 @@ fn debian(command: &[&str]) -> String {
 
 #[test]
 fn apt_tells_its_version() {
-    assert!(debian(&["apt-get", "--version"]).starts_with("apt "));
+    assert!(debian(&["/usr/bin/apt-get", "--version"]).starts_with("apt "));
 }
 
 #[test]
 fn python_computes() {
-    assert_eq!(debian(&["python3", "-c", "print(6 * 7)"]), "42\n");
+    assert_eq!(debian(&["/usr/bin/python3", "-c", "print(6 * 7)"]), "42\n");
 }
 
 #[test]
 fn a_pipeline_of_a_thousand_processes_passes_its_line_on() {
     let pipeline = r#"line="echo through a thousand"; i=1; while [ $i -lt 1000 ]; do line="$line | cat"; i=$((i+1)); done; eval "$line""#;
-    assert_eq!(debian(&["sh", "-c", pipeline]), "through a thousand\n");
+    assert_eq!(debian(&["/bin/sh", "-c", pipeline]), "through a thousand\n");
 }
