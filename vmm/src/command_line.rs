@@ -14,6 +14,8 @@ const ALWAYS: &[&str] = &[
     "tsc=reliable",
     // One serial port, not four to probe.
     "8250.nr_uarts=1",
+    // Containers may make dummy interfaces; none is there from the first.
+    "dummy.numdummies=0",
     // The initramfs' only program.
     "rdinit=/init",
     "console=ttyS0",
