@@ -92,8 +92,9 @@ fn client_status_when_killed(runtime: Runtime, program: &str) -> Option<i32> {
     let pid = nix::unistd::Pid::from_raw(i32::try_from(pids[0]).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     let status = child.wait().unwrap().code();
-    // A client that lost its shim does not remove its container.
+    // A client that lost its shim removes neither its container nor its FIFOs.
     let _ = sealock_tests::ctr::ctr(&["container", "rm", run.id()]);
+    sealock_tests::ctr::remove_fifos();
     status
 }
 

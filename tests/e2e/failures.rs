@@ -135,7 +135,11 @@ fn a_truncated_kernel_or_initramfs() {
         let whole = fs::read(&path).unwrap();
         for length in [0, 100, whole.len() / 2] {
             let _changed = Changed::replace(&path, &whole[..length]);
-            refused(&host, &any(), &["guest", called]);
+            refused(
+                &host,
+                &any(),
+                &["the pod did not start", called, "reinstall Sealock"],
+            );
         }
     }
     works_again(host);

@@ -89,12 +89,13 @@ os.mkfifo("/fifo", 0o640)
 "#,
         );
         let a = host.join("a");
-        assert_eq!(fs::read_to_string(&a).unwrap(), "written inside\n");
+        // Before the content, for reading changes the access time.
         let meta = fs::metadata(&a).unwrap();
         assert_eq!((meta.uid(), meta.gid()), (1234, 5678));
         assert_eq!(meta.mode() & 0o7777, 0o4751);
         assert_eq!((meta.atime(), meta.atime_nsec()), (1_000_000_001, 2));
         assert_eq!((meta.mtime(), meta.mtime_nsec()), (1_100_000_003, 4));
+        assert_eq!(fs::read_to_string(&a).unwrap(), "written inside\n");
         let meta = fs::metadata(host.join("d")).unwrap();
         assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o7777), (7, 8, 0o1777));
         let fifo = fs::metadata(host.join("fifo")).unwrap();

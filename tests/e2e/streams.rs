@@ -161,10 +161,6 @@ fn a_reader_that_goes_away_does_not_hold_the_container_up() {
     );
     let removed = sealock_tests::ctr::ctr(&["container", "rm", run.id()]);
     assert!(removed.status.success(), "{}", story(&removed));
-    // What remains are the FIFOs that the dead client had made for itself.
-    let fifos = std::path::Path::new("/run/containerd/fifo");
-    for entry in std::fs::read_dir(fifos).unwrap().flatten() {
-        std::fs::remove_dir_all(entry.path()).unwrap();
-    }
+    sealock_tests::ctr::remove_fifos();
     host.assert_clean();
 }

@@ -160,3 +160,17 @@ pub fn import_busybox() {
         String::from_utf8_lossy(&imported.stderr)
     );
 }
+
+/// Removes the FIFOs that clients which did not end well had made for themselves.
+///
+/// # Panics
+/// They can't be removed.
+pub fn remove_fifos() {
+    for entry in std::fs::read_dir("/run/containerd/fifo")
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        std::fs::remove_dir_all(entry.path()).expect("root may remove them");
+    }
+}

@@ -8,7 +8,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It is not what it should be.
-    #[error("the initramfs is not a whole cpio archive: {0}")]
+    #[error(
+        "the initramfs is not a whole cpio archive ({0}): reinstall Sealock or set `initramfs` in its configuration"
+    )]
     NotCpio(&'static str),
     /// It cannot be read.
     #[error("cannot read the initramfs")]

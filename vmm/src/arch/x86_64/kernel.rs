@@ -17,7 +17,9 @@ use super::layout;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It is not what it should be.
-    #[error("the guest kernel is not a whole ELF file: {0}")]
+    #[error(
+        "the guest kernel is not a whole ELF file ({0}): reinstall Sealock or set `kernel` in its configuration"
+    )]
     NotElf(&'static str),
     /// It cannot be read.
     #[error("cannot read the guest kernel")]
