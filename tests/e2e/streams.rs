@@ -22,11 +22,7 @@ fn a_hundred_mebibytes_of_output_arrive_intact() {
     // Every line differs, so that a lost, doubled or swapped piece shows.
     let mut child = Run::busybox(
         Runtime::Sealock,
-        &[
-            "sh",
-            "-c",
-            &format!("seq -f %012.0f 1 100000000 | head -c {SIZE}"),
-        ],
+        &["sh", "-c", &format!("seq -w 1 100000000 | head -c {SIZE}")],
     )
     .spawn();
     drop(child.stdin.take());
@@ -47,7 +43,7 @@ fn a_hundred_mebibytes_of_output_arrive_intact() {
     let mut expected = Sha256::new();
     let mut left = SIZE;
     for number in 1_u64.. {
-        let line = format!("{number:012}\n");
+        let line = format!("{number:09}\n");
         let take = left.min(line.len());
         expected.update(&line.as_bytes()[..take]);
         left -= take;
@@ -100,15 +96,6 @@ fn a_closed_input_ends_cat() {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", story(&output));
     assert_eq!(text(&output.stdout), "through and through\n");
-    host.assert_clean();
-}
-
-#[test]
-fn an_empty_input_ends_cat() {
-    let host = Host::take();
-    let output = Run::busybox(Runtime::Sealock, &["cat"]).output();
-    assert!(output.status.success(), "{}", story(&output));
-    assert_eq!(text(&output.stdout), "");
     host.assert_clean();
 }
 
