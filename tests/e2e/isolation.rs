@@ -37,7 +37,8 @@ fn the_kernel_is_the_guests() {
 
 #[test]
 fn the_container_is_process_1_among_its_own() {
-    as_under_runc(&[], "echo $$; ls -d /proc/[0-9]* | wc -l");
+    // The shell counts by itself: programs of a pipeline may or may not see each other.
+    as_under_runc(&[], "echo $$; set -- /proc/[0-9]*; echo $#");
 }
 
 #[test]
