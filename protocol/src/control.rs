@@ -22,13 +22,21 @@ pub const CONSOLE_TAIL: usize = 32 * 1024;
 pub enum Request {
     /// Boot this machine. Once, as the first message. Descriptors, in this order: `/dev/kvm`, the kernel (an ELF
     /// `vmlinux`), the initramfs, an empty directory for the VMM's root, the vsock broker's socket
-    /// ([`crate::broker`]), the file server's socket ([`crate::relay`]).
+    /// ([`crate::broker`]), the file server's socket ([`crate::relay`]); then, for each of [`MachineConfig::nets`],
+    /// [`NetConfig::descriptors`].
     Configure(MachineConfig),
     /// Answer with [`Event::Console`].
     ReadConsole,
+    /// Plug a network device in, with [`NetConfig::descriptors`]. Answered with [`Event::NetAdded`].
+    AddNet(NetConfig),
+    /// Unplug the network device with this hardware address. Answered with [`Event::NetRemoved`].
+    RemoveNet {
+        /// Of the device.
+        mac: [u8; 6],
+    },
 }
 
-/// The number of descriptors that go with [`Request::Configure`].
+/// The number of descriptors that go with [`Request::Configure`] before those of the network devices.
 pub const CONFIGURE_FDS: usize = 6;
 
 /// The machine a VMM is to boot.
@@ -45,6 +53,52 @@ pub struct MachineConfig {
     pub uid: u32,
     /// The group the VMM becomes; 0 keeps the caller's.
     pub gid: u32,
+    /// Network devices that are there from the start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nets: Vec<NetConfig>,
+}
+
+/// A virtio network device (virtio 1.2, 5.1).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// Its hardware address, by which it is told from others.
+    pub mac: [u8; 6],
+    /// Its largest packet without the link's header, in bytes: 68 to 65535.
+    pub mtu: u16,
+    /// Pairs of queues, 1 to [`MAX_NET_QUEUE_PAIRS`]: as many descriptors of the tap come, one for each.
+    pub queue_pairs: u8,
+    /// Whether as many descriptors of `/dev/vhost-net` come after those of the tap.
+    pub vhost: bool,
+    /// Limits what the guest receives.
+    pub receive_limit: Option<RateLimit>,
+    /// Limits what the guest sends.
+    pub send_limit: Option<RateLimit>,
+}
+
+/// The most pairs of queues of a network device.
+pub const MAX_NET_QUEUE_PAIRS: u8 = 4;
+
+impl NetConfig {
+    /// The number of descriptors that go with it.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        usize::from(self.queue_pairs) * if self.vhost { 2 } else { 1 }
+    }
+}
+
+/// A token bucket for each of bytes and packets; a rate of 0 sets no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimit {
+    /// Bytes a second.
+    pub bytes: u64,
+    /// Bytes that may come at once after a silence, beyond the rate.
+    pub bytes_burst: u64,
+    /// Packets a second.
+    pub packets: u64,
+    /// Packets that may come at once after a silence.
+    pub packets_burst: u64,
 }
 
 /// From VMM to shim.
@@ -60,6 +114,20 @@ pub enum Event {
     Console {
         /// The text.
         tail: String,
+    },
+    /// The device is on the bus: the guest finds it when it looks for new devices.
+    NetAdded {
+        /// Of the device.
+        mac: [u8; 6],
+        /// Why not, in one line; empty when it is.
+        error: String,
+    },
+    /// The device is gone from the bus, and its descriptors are closed.
+    NetRemoved {
+        /// Of the device.
+        mac: [u8; 6],
+        /// Why not, in one line; empty when it is.
+        error: String,
     },
     /// The machine has ended; the VMM's process does so next, with [`ExitReason::status`].
     Exited {

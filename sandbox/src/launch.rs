@@ -153,6 +153,7 @@ pub(crate) fn launch_with(
         console: config.console(),
         uid: uid.get(),
         gid: uid.get(),
+        nets: Vec::new(),
     };
     let descriptors: [_; CONFIGURE_FDS] = [
         files.kvm.as_fd(),

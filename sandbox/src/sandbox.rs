@@ -103,6 +103,8 @@ impl Control {
                     self.said
                         .send_modify(|said| said.exited = Some((reason, detail, console)));
                 }
+                // Nobody has asked for either.
+                Ok((Event::NetAdded { .. } | Event::NetRemoved { .. }, _)) => {}
                 Err(seqpacket::Error::Closed) => break,
                 Err(error) => {
                     tracing::warn!(error = line(&error), "the monitor said something odd");

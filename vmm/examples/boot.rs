@@ -36,6 +36,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         console: false,
         uid: 0,
         gid: 0,
+        nets: Vec::new(),
     };
     let mut close = 0;
     let mut expected: Option<ExitReason> = None;
@@ -92,6 +93,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
                 println!("--- console\n{tail}\n---");
                 break;
             }
+            Event::NetAdded { .. } | Event::NetRemoved { .. } => {}
             Event::Exited {
                 reason: ended,
                 detail,

@@ -131,6 +131,14 @@ impl Control {
             if watched[0].any().unwrap_or(false) {
                 match self.receive()? {
                     (Request::ReadConsole, _) => self.tell(&Event::Console { tail: console.tail() }),
+                    (Request::AddNet(net), _) => self.tell(&Event::NetAdded {
+                        mac: net.mac,
+                        error: "network devices are not supported yet".to_owned(),
+                    }),
+                    (Request::RemoveNet { mac }, _) => self.tell(&Event::NetRemoved {
+                        mac,
+                        error: "there is no such network device".to_owned(),
+                    }),
                     (Request::Configure(_), fds) => return Err(Error::NotConfigured { given: fds.len() }),
                 }
             }
@@ -158,6 +166,7 @@ mod tests {
             console: false,
             uid: 0,
             gid: 0,
+            nets: Vec::new(),
         })
     }
 
