@@ -12,7 +12,10 @@ use nix::{
     sys::stat::Mode,
     unistd::sethostname,
 };
-use sealock_protocol::{agent::Stdio, guest::SHARE_TAG};
+use sealock_protocol::{
+    agent::{Network as WantedNetwork, Stdio, UpdateNetworkRequest},
+    guest::SHARE_TAG,
+};
 use tokio::{
     sync::Notify,
     task::spawn_blocking,
@@ -23,7 +26,7 @@ use super::{
     container::{Container, SharedNamespaces},
     error::Error,
     init_link::InitLink,
-    network::loopback_up,
+    network::Network,
 };
 use crate::{
     init::{SHARE, log},
@@ -60,6 +63,7 @@ struct State {
 pub struct Pod {
     init: Arc<InitLink>,
     state: Mutex<State>,
+    network: Network,
     stopped: Notify,
 }
 
@@ -69,6 +73,7 @@ impl Pod {
         Self {
             init,
             state: Mutex::default(),
+            network: Network::default(),
             stopped: Notify::new(),
         }
     }
@@ -83,7 +88,7 @@ impl Pod {
     ///
     /// # Errors
     /// It has been called before, or a value or the share can't be used.
-    pub fn set_up(&self, hostname: &str, entropy: &[u8]) -> Result<(), Error> {
+    pub fn set_up(&self, hostname: &str, entropy: &[u8], network: &WantedNetwork) -> Result<(), Error> {
         if self.state().ready {
             return Err(Error::State("the sandbox exists already"));
         }
@@ -102,7 +107,7 @@ impl Pod {
         if !hostname.is_empty() {
             sethostname(hostname).map_err(Error::system("setting the hostname"))?;
         }
-        loopback_up().map_err(Error::system("bringing the loopback interface up"))?;
+        self.network.set_up(network)?;
         mount(
             Some(SHARE_TAG),
             SHARE,
@@ -113,6 +118,17 @@ impl Pod {
         .map_err(Error::system("mounting the file share"))?;
         self.state().ready = true;
         Ok(())
+    }
+
+    /// Changes the pod's network. To be called where it may block: devices come and go.
+    ///
+    /// # Errors
+    /// There is no pod yet, or the kernel refuses something.
+    pub fn update_network(&self, request: &UpdateNetworkRequest) -> Result<(), Error> {
+        if !self.state().ready {
+            return Err(Error::State("there is no sandbox to change the network of"));
+        }
+        self.network.update(request)
     }
 
     /// Creates a container; gives the guest's id of its process.

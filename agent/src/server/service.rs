@@ -4,15 +4,17 @@ use std::{future::Future, sync::Arc};
 
 use async_trait::async_trait;
 use sealock_protocol::agent::{
-    Agent, CloseStdinRequest, CloseStdinResponse, CreateContainerRequest, CreateContainerResponse,
-    CreateSandboxRequest, CreateSandboxResponse, ListProcessesRequest, ListProcessesResponse,
-    RemoveContainerRequest, RemoveContainerResponse, SignalContainerRequest, SignalContainerResponse,
-    StartContainerRequest, StartContainerResponse, StopSandboxRequest, StopSandboxResponse,
+    Agent, CloseStdinRequest, CloseStdinResponse, ConnectPortRequest, ConnectPortResponse,
+    CreateContainerRequest, CreateContainerResponse, CreateSandboxRequest, CreateSandboxResponse,
+    ListProcessesRequest, ListProcessesResponse, RemoveContainerRequest, RemoveContainerResponse,
+    SignalContainerRequest, SignalContainerResponse, StartContainerRequest, StartContainerResponse,
+    StopSandboxRequest, StopSandboxResponse, UpdateNetworkRequest, UpdateNetworkResponse,
     WaitContainerRequest, WaitContainerResponse,
 };
+use tokio::task::spawn_blocking;
 use ttrpc::r#async::TtrpcContext;
 
-use super::{error::Error, pod::Pod};
+use super::{error::Error, network::connect_port, pod::Pod};
 
 /// Answers the host.
 #[derive(Debug)]
@@ -45,7 +47,8 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: CreateSandboxRequest,
     ) -> ttrpc::Result<CreateSandboxResponse> {
-        self.pod.set_up(&request.hostname, &request.entropy)?;
+        self.pod
+            .set_up(&request.hostname, &request.entropy, &request.network)?;
         Ok(CreateSandboxResponse::new())
     }
 
@@ -139,5 +142,29 @@ impl Agent for Service {
         let pod = Arc::clone(&self.pod);
         to_the_end(async move { pod.stop().await }).await?;
         Ok(StopSandboxResponse::new())
+    }
+
+    async fn update_network(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateNetworkRequest,
+    ) -> ttrpc::Result<UpdateNetworkResponse> {
+        let pod = Arc::clone(&self.pod);
+        to_the_end(async move {
+            spawn_blocking(move || pod.update_network(&request))
+                .await
+                .unwrap_or_else(|error| Err(Error::Setup(error.to_string())))
+        })
+        .await?;
+        Ok(UpdateNetworkResponse::new())
+    }
+
+    async fn connect_port(
+        &self,
+        _: &TtrpcContext,
+        request: ConnectPortRequest,
+    ) -> ttrpc::Result<ConnectPortResponse> {
+        connect_port(&request).await?;
+        Ok(ConnectPortResponse::new())
     }
 }
