@@ -4,9 +4,11 @@ use std::{io, time::Duration};
 
 use sealock_protocol::{
     agent::{
-        AgentClient, CreateContainerRequest, CreateSandboxRequest, ListProcessesRequest,
-        RemoveContainerRequest, SignalContainerRequest, StartContainerRequest, Stdio, StopSandboxRequest,
-        WaitContainerRequest,
+        AgentClient, ContainerStatsRequest, ContainerStatsResponse, CreateContainerRequest,
+        CreateSandboxRequest, ExecPid, ExecProcessRequest, ListProcessesRequest, NextEventRequest,
+        PauseContainerRequest, RemoveContainerRequest, RemoveProcessRequest, ResizeTerminalRequest,
+        ResumeContainerRequest, SignalContainerRequest, StartContainerRequest, Stdio, StopSandboxRequest,
+        UpdateContainerRequest, WaitContainerRequest, next_event_response,
     },
     guest::{Hello, MAX_HELLO, VERSION},
     timeline::monotonic_ns,
@@ -121,6 +123,24 @@ pub async fn read_hello(stream: &mut UnixStream) -> Result<GuestTimes, Error> {
     })
 }
 
+/// Which process of the guest is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Of {
+    /// The container's identifier.
+    pub container: String,
+    /// The exec's; empty for the container's first process.
+    pub exec: String,
+}
+
+/// How a process of the guest ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// As a shell reports it, at most 255.
+    pub status: u8,
+    /// How many of the container's processes have been killed for lack of memory so far.
+    pub oom_kills: u64,
+}
+
 /// An agent that has said hello.
 #[derive(Clone)]
 pub struct Agent {
@@ -158,18 +178,22 @@ impl Agent {
         self.check("CreateSandbox", answer).map(drop)
     }
 
-    /// Creates a container; `ports` are those of standard input, output and error. Returns its first process's number in
-    /// the guest.
+    /// Creates a container, or with `pause` the pod's own one. Returns its first process's number in the guest.
     ///
     /// # Errors
     /// The agent refuses or doesn't answer.
-    pub async fn create_container(&self, id: &str, spec: Vec<u8>, ports: [u32; 3]) -> Result<u32, Error> {
+    pub async fn create_container(
+        &self,
+        id: &str,
+        spec: Vec<u8>,
+        stdio: Stdio,
+        pause: bool,
+    ) -> Result<u32, Error> {
         let mut request = CreateContainerRequest::new();
         request.id = id.to_owned();
         request.spec = spec;
-        let mut stdio = Stdio::new();
-        [stdio.stdin_port, stdio.stdout_port, stdio.stderr_port] = ports;
         request.stdio = Some(stdio).into();
+        request.pause = pause;
         let answer = self.client.create_container(self.within(), &request).await;
         Ok(self.check("CreateContainer", answer)?.pid)
     }
@@ -185,42 +209,145 @@ impl Agent {
         self.check("StartContainer", answer).map(drop)
     }
 
-    /// Sends a signal to a container's first process, or to all.
+    /// Runs another process, an OCI `process` in JSON, in a running container. Returns its number in the guest.
+    ///
+    /// # Errors
+    /// The program can't be executed, the agent refuses or doesn't answer.
+    pub async fn exec_process(&self, of: &Of, process: Vec<u8>, stdio: Stdio) -> Result<u32, Error> {
+        let mut request = ExecProcessRequest::new();
+        request.id.clone_from(&of.container);
+        request.exec_id.clone_from(&of.exec);
+        request.process = process;
+        request.stdio = Some(stdio).into();
+        let answer = self.client.exec_process(self.within(), &request).await;
+        Ok(self.check("ExecProcess", answer)?.pid)
+    }
+
+    /// Forgets an exec process that has ended.
     ///
     /// # Errors
     /// The agent refuses or doesn't answer.
-    pub async fn signal_container(&self, id: &str, signal: u32, all: bool) -> Result<(), Error> {
-        let mut request = SignalContainerRequest::new();
+    pub async fn remove_process(&self, of: &Of) -> Result<(), Error> {
+        let mut request = RemoveProcessRequest::new();
+        request.id.clone_from(&of.container);
+        request.exec_id.clone_from(&of.exec);
+        let answer = self.client.remove_process(self.within(), &request).await;
+        self.check("RemoveProcess", answer).map(drop)
+    }
+
+    /// Sets the size of a process's terminal, in characters.
+    ///
+    /// # Errors
+    /// The agent refuses or doesn't answer.
+    pub async fn resize_terminal(&self, of: &Of, rows: u16, columns: u16) -> Result<(), Error> {
+        let mut request = ResizeTerminalRequest::new();
+        request.id.clone_from(&of.container);
+        request.exec_id.clone_from(&of.exec);
+        request.rows = rows.into();
+        request.columns = columns.into();
+        let answer = self.client.resize_terminal(self.within(), &request).await;
+        self.check("ResizeTerminal", answer).map(drop)
+    }
+
+    /// Freezes a container.
+    ///
+    /// # Errors
+    /// The agent refuses or doesn't answer.
+    pub async fn pause_container(&self, id: &str) -> Result<(), Error> {
+        let mut request = PauseContainerRequest::new();
         request.id = id.to_owned();
+        let answer = self.client.pause_container(self.within(), &request).await;
+        self.check("PauseContainer", answer).map(drop)
+    }
+
+    /// Thaws a container.
+    ///
+    /// # Errors
+    /// The agent refuses or doesn't answer.
+    pub async fn resume_container(&self, id: &str) -> Result<(), Error> {
+        let mut request = ResumeContainerRequest::new();
+        request.id = id.to_owned();
+        let answer = self.client.resume_container(self.within(), &request).await;
+        self.check("ResumeContainer", answer).map(drop)
+    }
+
+    /// Changes a container's limits to an OCI `linux.resources` in JSON.
+    ///
+    /// # Errors
+    /// The agent refuses or doesn't answer.
+    pub async fn update_container(&self, id: &str, resources: Vec<u8>) -> Result<(), Error> {
+        let mut request = UpdateContainerRequest::new();
+        request.id = id.to_owned();
+        request.resources = resources;
+        let answer = self.client.update_container(self.within(), &request).await;
+        self.check("UpdateContainer", answer).map(drop)
+    }
+
+    /// What a container uses.
+    ///
+    /// # Errors
+    /// The agent refuses or doesn't answer.
+    pub async fn container_stats(&self, id: &str) -> Result<ContainerStatsResponse, Error> {
+        let mut request = ContainerStatsRequest::new();
+        request.id = id.to_owned();
+        let answer = self.client.container_stats(self.within(), &request).await;
+        self.check("ContainerStats", answer)
+    }
+
+    /// Waits, without a deadline, for something that happens by itself. `None` is something unknown.
+    ///
+    /// # Errors
+    /// The agent refuses or goes away.
+    pub async fn next_event(&self) -> Result<Option<next_event_response::Event>, Error> {
+        let answer = self
+            .client
+            .next_event(Context::default(), &NextEventRequest::new())
+            .await;
+        Ok(self.check("NextEvent", answer)?.event)
+    }
+
+    /// Sends a signal to a process, or to all of its container's.
+    ///
+    /// # Errors
+    /// The agent refuses or doesn't answer.
+    pub async fn signal(&self, of: &Of, signal: u32, all: bool) -> Result<(), Error> {
+        let mut request = SignalContainerRequest::new();
+        request.id.clone_from(&of.container);
+        request.exec_id.clone_from(&of.exec);
         request.signal = signal;
         request.all = all;
         let answer = self.client.signal_container(self.within(), &request).await;
         self.check("SignalContainer", answer).map(drop)
     }
 
-    /// Waits, without a deadline, for a container's first process to end, and returns its exit status, at most 255.
+    /// Waits, without a deadline, for a process to end.
     ///
     /// # Errors
     /// The agent refuses or goes away.
-    pub async fn wait_container(&self, id: &str) -> Result<u8, Error> {
+    pub async fn wait(&self, of: &Of) -> Result<Ended, Error> {
         let mut request = WaitContainerRequest::new();
-        request.id = id.to_owned();
+        request.id.clone_from(&of.container);
+        request.exec_id.clone_from(&of.exec);
         let answer = self.client.wait_container(Context::default(), &request).await;
-        let status = self.check("WaitContainer", answer)?.exit_status;
-        Ok(u8::try_from(status).unwrap_or(u8::MAX))
+        let answer = self.check("WaitContainer", answer)?;
+        Ok(Ended {
+            status: u8::try_from(answer.exit_status).unwrap_or(u8::MAX),
+            oom_kills: answer.oom_kills,
+        })
     }
 
-    /// The guest's numbers of a container's processes, at most 65536 of them.
+    /// The guest's numbers of a container's processes, and which of them have been started by exec; at most 65536 each.
     ///
     /// # Errors
     /// The agent refuses or doesn't answer.
-    pub async fn list_processes(&self, id: &str) -> Result<Vec<u32>, Error> {
+    pub async fn list_processes(&self, id: &str) -> Result<(Vec<u32>, Vec<ExecPid>), Error> {
         let mut request = ListProcessesRequest::new();
         request.id = id.to_owned();
         let answer = self.client.list_processes(self.within(), &request).await;
-        let mut pids = self.check("ListProcesses", answer)?.pids;
-        pids.truncate(65_536);
-        Ok(pids)
+        let mut answer = self.check("ListProcesses", answer)?;
+        answer.pids.truncate(65_536);
+        answer.execs.truncate(65_536);
+        Ok((answer.pids, answer.execs))
     }
 
     /// Removes a container.

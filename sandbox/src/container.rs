@@ -1,81 +1,48 @@
 //! A container of a pod, as the host sees it.
 
 use std::{
-    os::fd::OwnedFd,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use tokio::{task::JoinHandle, time::timeout};
+use sealock_protocol::agent::{ContainerStatsResponse, ExecPid};
 
 use crate::{
-    agent::Agent,
-    error::{Error, line},
-    launch,
+    agent::Of,
+    attachment::Attachment,
+    error::Error,
+    guest_process::{Exit, GuestProcess},
     mount::Request as MountRequest,
     sandbox::Sandbox,
     share::ContainerShare,
     spec, state,
-    stdio::{Input, Paths, Streams},
+    stdio::{Owner, Paths, Streams},
 };
-
-/// The exit status of a container whose machine is gone: as if killed.
-pub const KILLED: u8 = 128 + 9;
-
-/// The exit status of a container about which the agent says nothing.
-const UNKNOWN: u8 = 255;
-
-/// How long what a container has written may take to get into its file after it has ended.
-const COPY_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A container to be created.
 #[derive(Clone, Debug, Default)]
 pub struct ContainerRequest {
     /// Its identifier.
     pub id: String,
+    /// containerd's namespace.
+    pub namespace: String,
     /// The directory with its `config.json`.
     pub bundle: PathBuf,
+    /// Whether it is the pod's own container, which only holds what the others share: it gets no root file system, and no
+    /// program of its image is run.
+    pub pause: bool,
     /// The mounts of its root file system; without any it is what the specification says.
     pub rootfs: Vec<MountRequest>,
     /// Its standard streams.
     pub stdio: Paths,
 }
 
-/// How a container ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Exit {
-    /// As a shell reports it.
-    pub status: u8,
-    /// When the host heard of it: the guest's clock is the guest's.
-    pub at: SystemTime,
-}
-
-/// A container's standard input.
-#[derive(Debug)]
-enum Stdin {
-    /// The container isn't started yet.
-    Waiting { input: Input, complete: bool },
-    /// The client's input goes to the container.
-    Open {
-        writer: Option<OwnedFd>,
-        feed: JoinHandle<()>,
-    },
-    /// There is none, or no more of it.
-    Closed,
-}
-
 /// A created container. Dropping it undoes its mounts.
 #[derive(Debug)]
 pub struct Container {
     id: String,
-    sandbox: Arc<Sandbox>,
-    agent: Agent,
-    guest_pid: u32,
-    ports: [u32; 3],
+    process: Arc<GuestProcess>,
     share: Mutex<Option<ContainerShare>>,
-    stdin: Mutex<Stdin>,
-    copies: Mutex<Vec<JoinHandle<std::io::Result<()>>>>,
 }
 
 impl Sandbox {
@@ -88,69 +55,54 @@ impl Sandbox {
         if let Some(failure) = self.failure() {
             return Err(failure);
         }
-        let prepared = self.prepare(request);
+        let prepared = self.prepare(request).await;
         // A pod that failed meanwhile is the reason for whatever failed here.
         if let (Err(_), Some(failure)) = (&prepared, self.failure()) {
             return Err(failure);
         }
-        let (share, spec, mut streams) = prepared?;
+        let (share, spec, attachment) = prepared?;
         let agent = self.ready().await?;
-
-        let mut ports = [0; 3];
-        let offered = [streams.stdin.take(), streams.stdout.take(), streams.stderr.take()];
-        for (port, fd) in ports.iter_mut().zip(offered) {
-            if let Some(fd) = fd {
-                *port = self.ports().offer(fd).map_err(launch::Error::Socket)?;
-            }
-        }
-        let created = tokio::select! {
-            biased;
-            created = agent.create_container(&request.id, spec, ports) => created.map_err(Error::from),
-            reason = self.wait_ended() => Err(Error::Ended(reason)),
-        };
-        let guest_pid = created.inspect_err(|_| self.withdraw(ports))?;
+        let created = agent.create_container(&request.id, spec, attachment.stdio(), request.pause);
+        let guest_pid = self.answer(created).await?;
         self.timeline().mark("container_created");
+        let of = Of {
+            container: request.id.clone(),
+            exec: String::new(),
+        };
         Ok(Container {
             id: request.id.clone(),
-            sandbox: Arc::clone(self),
-            agent,
-            guest_pid,
-            ports,
-            share: Mutex::new(Some(share)),
-            stdin: Mutex::new(streams.input.map_or(Stdin::Closed, |input| Stdin::Waiting {
-                input,
-                complete: false,
-            })),
-            copies: Mutex::new(
-                streams
-                    .copies
-                    .into_iter()
-                    .map(|copy| tokio::spawn(copy.run()))
-                    .collect(),
-            ),
+            process: Arc::new(GuestProcess::new(
+                Arc::clone(self),
+                agent,
+                of,
+                guest_pid,
+                attachment,
+            )),
+            share: Mutex::new(share),
         })
     }
 
-    fn prepare(&self, request: &ContainerRequest) -> Result<(ContainerShare, Vec<u8>, Streams), Error> {
+    async fn prepare(
+        self: &Arc<Self>,
+        request: &ContainerRequest,
+    ) -> Result<(Option<ContainerShare>, Vec<u8>, Attachment), Error> {
         let spec = spec::read(&request.bundle)?;
+        let owner = Owner {
+            namespace: &request.namespace,
+            id: &request.id,
+        };
+        let streams = Streams::open(&request.stdio, owner).await?;
+        let attachment = Attachment::new(self, &request.id, request.stdio.terminal, streams)?;
+        if request.pause {
+            return Ok((None, spec::prepare_pause(spec, self.vmm_pid())?, attachment));
+        }
         let root = spec::root(&spec, &request.bundle)?;
-        let streams = Streams::open(&request.stdio)?;
         let mut share = self.share().add(&request.id)?;
-        let spec = spec::prepare(spec, &request.id, &request.bundle, &mut share)?;
+        let spec = spec::prepare(spec, &request.id, &request.bundle, self.vmm_pid(), &mut share)?;
         share.mount_rootfs(&request.rootfs, &root)?;
         self.timeline().mark("rootfs_mounted");
-        Ok((share, spec, streams))
+        Ok((Some(share), spec, attachment))
     }
-
-    fn withdraw(&self, ports: [u32; 3]) {
-        for port in ports {
-            self.ports().withdraw(port);
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Container {
@@ -160,10 +112,14 @@ impl Container {
         &self.id
     }
 
-    /// The guest's number of its first process.
+    /// Its first process.
     #[must_use]
-    pub fn guest_pid(&self) -> u32 {
-        self.guest_pid
+    pub fn process(&self) -> &Arc<GuestProcess> {
+        &self.process
+    }
+
+    fn sandbox(&self) -> &Sandbox {
+        self.process.sandbox()
     }
 
     /// Lets its process run. The pod's timeline is complete with its first container, and logged.
@@ -171,110 +127,71 @@ impl Container {
     /// # Errors
     /// The program can't be executed, the container is not in a state to, or the pod has ended.
     pub async fn start(&self) -> Result<(), Error> {
-        self.open_stdin();
-        self.alive(self.agent.start_container(&self.id)).await?;
-        let mut timeline = self.sandbox.timeline();
+        self.process.attachment().open_stdin();
+        let agent = self.process.agent();
+        self.sandbox().answer(agent.start_container(&self.id)).await?;
+        let mut timeline = self.sandbox().timeline();
         if timeline
             .steps()
             .iter()
             .all(|step| step.step != "container_started")
         {
             timeline.mark("container_started");
-            timeline.log(self.sandbox.id());
+            timeline.log(self.sandbox().id());
         }
         Ok(())
     }
 
-    /// Sends a signal to its first process, or to all.
+    /// Freezes its processes.
     ///
     /// # Errors
     /// It isn't running, or the pod has ended.
-    pub async fn signal(&self, signal: u32, all: bool) -> Result<(), Error> {
-        self.alive(self.agent.signal_container(&self.id, signal, all))
+    pub async fn pause(&self) -> Result<(), Error> {
+        let agent = self.process.agent();
+        self.sandbox().answer(agent.pause_container(&self.id)).await
+    }
+
+    /// Thaws them.
+    ///
+    /// # Errors
+    /// It isn't paused, or the pod has ended.
+    pub async fn resume(&self) -> Result<(), Error> {
+        let agent = self.process.agent();
+        self.sandbox().answer(agent.resume_container(&self.id)).await
+    }
+
+    /// Changes its limits to `resources`, an OCI `linux.resources` in JSON; what that doesn't name stays as it is.
+    ///
+    /// # Errors
+    /// A limit can't be applied; then none is.
+    pub async fn update(&self, resources: Vec<u8>) -> Result<(), Error> {
+        let agent = self.process.agent();
+        self.sandbox()
+            .answer(agent.update_container(&self.id, resources))
             .await
     }
 
-    /// The guest's numbers of its processes.
+    /// What it uses.
+    ///
+    /// # Errors
+    /// It isn't there any longer, or the pod has ended.
+    pub async fn stats(&self) -> Result<ContainerStatsResponse, Error> {
+        let agent = self.process.agent();
+        self.sandbox().answer(agent.container_stats(&self.id)).await
+    }
+
+    /// The guest's numbers of its processes, and which of them were started by exec.
     ///
     /// # Errors
     /// The pod has ended.
-    pub async fn processes(&self) -> Result<Vec<u32>, Error> {
-        self.alive(self.agent.list_processes(&self.id)).await
+    pub async fn processes(&self) -> Result<(Vec<u32>, Vec<ExecPid>), Error> {
+        let agent = self.process.agent();
+        self.sandbox().answer(agent.list_processes(&self.id)).await
     }
 
-    /// Waits for its end, or the pod's. When this returns its output has been handed over.
+    /// Waits for the end of its first process, or the pod's. When this returns its output has been handed over.
     pub async fn wait(&self) -> Exit {
-        let answer = tokio::select! {
-            biased;
-            answer = self.agent.wait_container(&self.id) => Some(answer),
-            _ = self.sandbox.wait_ended() => None,
-        };
-        let status = match answer {
-            None => KILLED,
-            Some(Ok(status)) => status,
-            Some(Err(error)) if error.is_gone() => {
-                // Nobody can speak to this pod any longer.
-                self.sandbox.kill();
-                self.sandbox.wait_ended().await;
-                KILLED
-            }
-            Some(Err(error)) => {
-                tracing::error!(
-                    container = self.id,
-                    error = line(&error),
-                    "cannot wait for a container"
-                );
-                UNKNOWN
-            }
-        };
-        let at = SystemTime::now();
-        self.sandbox.withdraw(self.ports);
-        if let Stdin::Open { feed, .. } = std::mem::replace(&mut *lock(&self.stdin), Stdin::Closed) {
-            feed.abort();
-        }
-        self.finish_copies().await;
-        Exit { status, at }
-    }
-
-    async fn finish_copies(&self) {
-        let copies = std::mem::take(&mut *lock(&self.copies));
-        for mut copy in copies {
-            match timeout(COPY_DEADLINE, &mut copy).await {
-                Ok(Ok(Ok(()))) => {}
-                Ok(Ok(Err(error))) => {
-                    tracing::error!(container = self.id, %error, "cannot write a container's output")
-                }
-                Ok(Err(_)) => {}
-                Err(_) => copy.abort(),
-            }
-        }
-    }
-
-    fn open_stdin(&self) {
-        let mut stdin = lock(&self.stdin);
-        let Stdin::Waiting { input, complete } = std::mem::replace(&mut *stdin, Stdin::Closed) else {
-            return;
-        };
-        match input.open() {
-            Ok((feed, writer)) => {
-                *stdin = Stdin::Open {
-                    writer: (!complete).then_some(writer),
-                    feed: tokio::spawn(feed.run()),
-                };
-            }
-            Err(error) => {
-                tracing::warn!(container = self.id, %error, "cannot open a container's input: it is empty")
-            }
-        }
-    }
-
-    /// Says that standard input is complete: it ends for the container as soon as its other writers have closed it too.
-    pub fn close_stdin(&self) {
-        match &mut *lock(&self.stdin) {
-            Stdin::Waiting { complete, .. } => *complete = true,
-            Stdin::Open { writer, .. } => *writer = None,
-            Stdin::Closed => {}
-        }
+        self.process.wait().await
     }
 
     /// Removes it: in the guest, unless that has ended, and on the host. `force` kills it first.
@@ -282,33 +199,19 @@ impl Container {
     /// # Errors
     /// The agent refuses, or something is left.
     pub async fn remove(&self, force: bool) -> Result<(), Error> {
-        match self.alive(self.agent.remove_container(&self.id, force)).await {
+        let agent = self.process.agent();
+        match self
+            .sandbox()
+            .answer(agent.remove_container(&self.id, force))
+            .await
+        {
             Ok(()) | Err(Error::Ended(_)) => {}
             Err(error) => return Err(error),
         }
-        self.sandbox.withdraw(self.ports);
-        let share = lock(&self.share).take();
+        let share = self.share.lock().unwrap_or_else(PoisonError::into_inner).take();
         match share {
             None => Ok(()),
             Some(mut share) => share.remove().map_err(Error::Cleanup),
-        }
-    }
-
-    /// The answer to a request, unless the pod ends first.
-    async fn alive<T>(
-        &self,
-        request: impl Future<Output = Result<T, crate::agent::Error>>,
-    ) -> Result<T, Error> {
-        tokio::select! {
-            biased;
-            answer = request => match answer {
-                Err(error) if error.is_gone() => {
-                    self.sandbox.kill();
-                    Err(Error::Ended(self.sandbox.wait_ended().await))
-                }
-                answer => Ok(answer?),
-            },
-            reason = self.sandbox.wait_ended() => Err(Error::Ended(reason)),
         }
     }
 }

@@ -8,8 +8,8 @@
 //! 3. [`Launched::supervise`](launch::Launched::supervise) turns it into a [`sandbox::Sandbox`]: it answers the vsock
 //!    device ([`broker`]), waits for the [`agent`]'s hello and hears of the processes' end.
 //! 4. [`Sandbox::create_container`](sandbox::Sandbox::create_container) mounts a root file system ([`mount`], [`share`]),
-//!    prepares the specification ([`spec`]), opens the streams ([`stdio`]), and asks the agent for a
-//!    [`container::Container`].
+//!    prepares the specification ([`spec`]), attaches the streams ([`stdio`], [`attachment`]), and asks the agent for a
+//!    [`container::Container`], in which [`Container::exec`](container::Container::exec) starts further processes.
 //! 5. [`Sandbox::stop`](sandbox::Sandbox::stop) ends the pod; after a crash, [`state::destroy`] does ([`cleanup`]).
 //!
 //! Everything here runs on one thread: a pod's processes ask to be killed when the thread that started them ends.
@@ -17,6 +17,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod agent;
+pub mod attachment;
 pub mod broker;
 pub mod check;
 mod child_log;
@@ -24,7 +25,10 @@ pub mod cleanup;
 pub mod config;
 pub mod container;
 pub mod error;
+pub mod exec;
+pub mod guest_process;
 pub mod launch;
+pub mod logger;
 pub mod mount;
 pub mod process;
 pub mod sandbox;
@@ -37,8 +41,10 @@ pub mod stdio;
 pub mod timeline;
 
 pub use config::Config;
-pub use container::{Container, ContainerRequest, Exit};
+pub use container::{Container, ContainerRequest};
 pub use error::{Error, Kind};
+pub use exec::ExecRequest;
+pub use guest_process::{Exit, GuestProcess};
 pub use launch::{PodRequest, launch};
-pub use sandbox::Sandbox;
+pub use sandbox::{GuestEvent, Sandbox};
 pub use timeline::Timeline;

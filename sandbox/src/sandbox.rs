@@ -12,6 +12,7 @@ use std::{
 };
 
 use sealock_protocol::{
+    agent::next_event_response,
     control::{Event, ExitReason, MAX_MESSAGE, Request},
     seqpacket,
 };
@@ -65,6 +66,18 @@ pub struct Sandbox {
     stopping: Arc<AtomicBool>,
     stop: tokio::sync::Mutex<()>,
     files: Mutex<Option<(PodDir, Uid)>>,
+}
+
+/// What happens by itself in a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GuestEvent {
+    /// A process was killed because a container's memory limit was reached.
+    OutOfMemory {
+        /// The container, as the guest names it.
+        container: String,
+        /// How many have been in its life.
+        kills: u64,
+    },
 }
 
 /// What the monitor has said so far.
@@ -426,6 +439,42 @@ impl Sandbox {
         match ended.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(reason)) => reason.clone(),
             _ => "it is not supervised any longer".to_owned(),
+        }
+    }
+
+    /// The agent's answer to a request, unless the pod ends first.
+    pub(crate) async fn answer<T>(
+        &self,
+        request: impl Future<Output = Result<T, agent::Error>>,
+    ) -> Result<T, Error> {
+        tokio::select! {
+            biased;
+            answer = request => match answer {
+                Err(error) if error.is_gone() => {
+                    self.kill();
+                    Err(Error::Ended(self.wait_ended().await))
+                }
+                answer => Ok(answer?),
+            },
+            reason = self.wait_ended() => Err(Error::Ended(reason)),
+        }
+    }
+
+    /// Waits for something that happens by itself in the pod. To be called by one caller at a time.
+    ///
+    /// # Errors
+    /// The pod didn't start, or has ended, or its agent doesn't tell.
+    pub async fn next_event(&self) -> Result<GuestEvent, Error> {
+        let agent = self.ready().await?;
+        loop {
+            if let Some(next_event_response::Event::OutOfMemory(event)) =
+                self.answer(agent.next_event()).await?
+            {
+                return Ok(GuestEvent::OutOfMemory {
+                    container: event.id,
+                    kills: event.kills,
+                });
+            }
         }
     }
 

@@ -153,6 +153,7 @@ pub fn root(spec: &Value, bundle: &Path) -> Result<PathBuf, Error> {
 }
 
 /// Prepares the specification of `container` for the guest, sharing what its bind mounts need, and returns it encoded.
+/// `pod_pid` is the process that stands for the pod on the host: a namespace of that one is the pod's.
 ///
 /// # Errors
 /// Something in it is not carried out; the field is named.
@@ -160,6 +161,7 @@ pub fn prepare(
     mut spec: Value,
     container: &str,
     bundle: &Path,
+    pod_pid: u32,
     share: &mut ContainerShare,
 ) -> Result<Vec<u8>, Error> {
     refuse(&spec)?;
@@ -168,7 +170,7 @@ pub fn prepare(
         .and_then(Value::as_object_mut)
         .ok_or_else(|| invalid("root", "missing"))?;
     root.insert("path".to_owned(), format!("{container}/rootfs").into());
-    prepare_namespaces(&mut spec)?;
+    prepare_namespaces(&mut spec, pod_pid)?;
     prepare_mounts(&mut spec, bundle, share)?;
     let encoded = serde_json::to_vec(&spec).map_err(|source| Error::Broken {
         path: bundle.join("config.json"),
@@ -180,10 +182,33 @@ pub fn prepare(
     Ok(encoded)
 }
 
-fn refuse(spec: &Value) -> Result<(), Error> {
-    if spec.pointer("/process/terminal").and_then(Value::as_bool) == Some(true) {
-        return Err(unsupported("process.terminal", "terminals are not supported yet"));
+/// Prepares the specification of the pod's own container for the guest: what the others share, and nothing else, for it has
+/// no files and no program.
+///
+/// # Errors
+/// Something in it is not carried out; the field is named.
+pub fn prepare_pause(mut spec: Value, pod_pid: u32) -> Result<Vec<u8>, Error> {
+    prepare_namespaces(&mut spec, pod_pid)?;
+    let mut kept = serde_json::Map::new();
+    for name in ["ociVersion", "hostname", "domainname"] {
+        if let Some(value) = spec.get_mut(name) {
+            kept.insert(name.to_owned(), value.take());
+        }
     }
+    let mut linux = serde_json::Map::new();
+    for name in ["namespaces", "sysctl", "resources"] {
+        if let Some(value) = spec.pointer_mut(&format!("/linux/{name}")) {
+            linux.insert(name.to_owned(), value.take());
+        }
+    }
+    kept.insert("linux".to_owned(), linux.into());
+    serde_json::to_vec(&kept).map_err(|source| Error::Broken {
+        path: PathBuf::from("config.json"),
+        source,
+    })
+}
+
+fn refuse(spec: &Value) -> Result<(), Error> {
     for (name, hooks) in spec.get("hooks").and_then(Value::as_object).into_iter().flatten() {
         if hooks.as_array().is_none_or(|hooks| !hooks.is_empty()) && !hooks.is_null() {
             return Err(unsupported(
@@ -195,7 +220,7 @@ fn refuse(spec: &Value) -> Result<(), Error> {
     Ok(())
 }
 
-fn prepare_namespaces(spec: &mut Value) -> Result<(), Error> {
+fn prepare_namespaces(spec: &mut Value, pod_pid: u32) -> Result<(), Error> {
     const FIELD: &str = "linux.namespaces";
     let namespaces = spec
         .pointer_mut("/linux/namespaces")
@@ -210,6 +235,18 @@ fn prepare_namespaces(spec: &mut Value) -> Result<(), Error> {
             // The guest has one network namespace, the pod's; the path is the host's side of it.
             entry.remove("path");
             network = true;
+            continue;
+        }
+        let kind = entry.get("type").and_then(Value::as_str).unwrap_or_default();
+        match entry.get("path").and_then(Value::as_str) {
+            None | Some("") => {}
+            Some(path) if path == format!("/proc/{pod_pid}/ns/{}", namespace_file(kind)) => {}
+            Some(_) => {
+                return Err(unsupported(
+                    format!("{FIELD}[{index}].path"),
+                    "not a namespace of the pod: others are the host's and out of a microVM's reach",
+                ));
+            }
         }
     }
     if network {
@@ -219,6 +256,15 @@ fn prepare_namespaces(spec: &mut Value) -> Result<(), Error> {
             FIELD,
             "no \"network\" entry: the host's own network is not given to a microVM",
         ))
+    }
+}
+
+/// What the kernel calls a namespace of the OCI type `kind` (namespaces(7)).
+fn namespace_file(kind: &str) -> &str {
+    match kind {
+        "network" => "net",
+        "mount" => "mnt",
+        other => other,
     }
 }
 
@@ -286,7 +332,7 @@ mod tests {
         fs::write(top.path().join("hosts"), "").unwrap();
         let share = Share::create(path).expect("these tests need root");
         let mut container = share.add("c1").unwrap();
-        let result = prepare(spec, "c1", top.path(), &mut container);
+        let result = prepare(spec, "c1", top.path(), 17, &mut container);
         drop(container);
         cleanup::unmount_below(top.path()).unwrap();
         result.map(|bytes| serde_json::from_slice(&bytes).unwrap())
@@ -334,7 +380,20 @@ mod tests {
         };
         let bind = |source: &str| json!([{"destination": "/x", "type": "bind", "source": source}]);
         for (line, expected) in [
-            (with("/process/terminal", json!(true)), "process.terminal: "),
+            (
+                with(
+                    "/linux/namespaces",
+                    json!([{"type": "network"}, {"type": "ipc", "path": "/proc/1/ns/ipc"}]),
+                ),
+                "linux.namespaces[1].path: not a namespace of the pod",
+            ),
+            (
+                with(
+                    "/linux/namespaces",
+                    json!([{"type": "network"}, {"type": "uts", "path": "/proc/17/ns/ipc"}]),
+                ),
+                "linux.namespaces[1].path: not a namespace of the pod",
+            ),
             (
                 with("/hooks", json!({"prestart": [{"path": "/x"}]})),
                 "hooks.prestart: ",
@@ -372,6 +431,25 @@ mod tests {
         ] {
             assert!(line.starts_with(expected), "{line}");
         }
+    }
+
+    #[test]
+    fn of_the_pods_own_container_only_what_others_share_counts() {
+        let mut spec = plain();
+        spec["hostname"] = "pod".into();
+        spec["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1"});
+        spec["linux"]["maskedPaths"] = json!(["/proc/kcore"]);
+        let prepared: Value = serde_json::from_slice(&prepare_pause(spec, 17).unwrap()).unwrap();
+        let expected = json!({
+            "ociVersion": "1.1.0",
+            "hostname": "pod",
+            "linux": {
+                "namespaces": [{"type": "pid"}, {"type": "network"}, {"type": "mount"},
+                    {"type": "ipc", "path": "/proc/17/ns/ipc"}],
+                "sysctl": {"net.ipv4.ip_forward": "1"},
+            },
+        });
+        assert_eq!(prepared, expected);
     }
 
     #[test]

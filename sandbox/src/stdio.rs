@@ -1,6 +1,7 @@
 //! A container's standard streams on the host.
 //!
-//! Output goes from the monitor straight into the client's FIFO, or by way of a pipe into a file. Input comes by way of a
+//! Output goes from the monitor straight into the client's FIFO, by way of a pipe into a file, or into a program that logs
+//! it ([`crate::logger`]). Of a terminal there is one stream of output. Input comes by way of a
 //! pipe: the client's FIFO is opened for reading only when the container is started. A client that finds it open earlier
 //! may have written everything, and so have reached its own input's end, before it knows the task that it then has to
 //! tell of it.
@@ -20,7 +21,11 @@ use tokio::{
     net::unix::pipe,
 };
 
-use crate::{error::Kind, mount::open_path};
+use crate::{
+    error::Kind,
+    logger::{self, Logger},
+    mount::open_path,
+};
 
 /// Why a stream can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -44,16 +49,24 @@ pub enum Error {
         path: String,
     },
     /// A scheme that isn't supported.
-    #[error("{stream}: {scheme}:// is not supported yet")]
+    #[error("{stream}: {scheme}:// is not supported")]
     Scheme {
         /// Which stream.
         stream: &'static str,
         /// The scheme.
         scheme: String,
     },
-    /// A terminal is asked for.
-    #[error("terminals are not supported yet")]
-    Terminal,
+    /// Two destinations where one program gets both streams.
+    #[error("stderr: {stderr} is not stdout's {stdout}: one program logs both")]
+    TwoLoggers {
+        /// Standard output's.
+        stdout: String,
+        /// Standard error's.
+        stderr: String,
+    },
+    /// The program that is to log the output can't be run.
+    #[error("stdout")]
+    Logger(#[from] logger::Error),
 }
 
 impl Error {
@@ -61,13 +74,24 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Open { .. } | Self::NotAFifo { .. } => Kind::InvalidArgument,
-            Self::Scheme { .. } | Self::Terminal => Kind::Unimplemented,
+            Self::Open { .. } | Self::NotAFifo { .. } | Self::TwoLoggers { .. } | Self::Logger(_) => {
+                Kind::InvalidArgument
+            }
+            Self::Scheme { .. } => Kind::Unimplemented,
         }
     }
 }
 
-/// Where the streams are, as containerd says it: a FIFO's path, a `fifo://` or `file://` URI, or nothing.
+/// Whose streams they are, for a program that logs them.
+#[derive(Clone, Copy, Debug)]
+pub struct Owner<'a> {
+    /// containerd's namespace.
+    pub namespace: &'a str,
+    /// The container's identifier, or the exec's.
+    pub id: &'a str,
+}
+
+/// Where the streams are, as containerd says it: a FIFO's path, a `fifo://`, `file://` or `binary://` URI, or nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Paths {
     /// Standard input.
@@ -76,7 +100,7 @@ pub struct Paths {
     pub stdout: String,
     /// Standard error.
     pub stderr: String,
-    /// Whether a terminal is asked for.
+    /// Whether a terminal is asked for: then there is no standard error.
     pub terminal: bool,
 }
 
@@ -93,48 +117,55 @@ pub struct Streams {
     pub stderr: Option<OwnedFd>,
     /// What is to be copied into files meanwhile.
     pub copies: Vec<FileCopy>,
+    /// The program that logs the output.
+    pub logger: Option<Logger>,
 }
 
 impl Streams {
-    /// Opens the streams.
+    /// Opens the streams, those of a program once it says that it is ready for them.
     ///
     /// # Errors
     /// The first that can't be.
-    pub fn open(paths: &Paths) -> Result<Self, Error> {
-        if paths.terminal {
-            return Err(Error::Terminal);
-        }
+    pub async fn open(paths: &Paths, owner: Owner<'_>) -> Result<Self, Error> {
         let mut streams = Self::default();
-        match place("stdin", &paths.stdin)? {
-            None => {}
-            Some(Place::File(_)) => {
-                return Err(Error::Scheme {
-                    stream: "stdin",
-                    scheme: "file".to_owned(),
+        if let Some(Place::Fifo(path)) = place("stdin", &paths.stdin)? {
+            let failed = |source| Error::Open {
+                stream: "stdin",
+                path: path.to_owned(),
+                source,
+            };
+            let fifo = find_fifo("stdin", path)?;
+            let (from, to) = io::pipe().map_err(failed)?;
+            let from = OwnedFd::from(from);
+            set_nonblocking(&from).map_err(failed)?;
+            streams.stdin = Some(from);
+            streams.input = Some(Input { fifo, to: to.into() });
+        } else if let Some((scheme, _)) = paths.stdin.split_once("://") {
+            return Err(unsupported("stdin", scheme));
+        }
+        let stderr = if paths.terminal { "" } else { paths.stderr.as_str() };
+        if let Some(Place::Program(uri)) = place("stdout", &paths.stdout)? {
+            if !stderr.is_empty() && stderr != paths.stdout {
+                return Err(Error::TwoLoggers {
+                    stdout: paths.stdout.clone(),
+                    stderr: stderr.to_owned(),
                 });
             }
-            Some(Place::Fifo(path)) => {
-                let failed = |source| Error::Open {
-                    stream: "stdin",
-                    path: path.to_owned(),
-                    source,
-                };
-                let fifo = find_fifo("stdin", path)?;
-                let (from, to) = io::pipe().map_err(failed)?;
-                let from = OwnedFd::from(from);
-                set_nonblocking(&from).map_err(failed)?;
-                streams.stdin = Some(from);
-                streams.input = Some(Input { fifo, to: to.into() });
-            }
+            let (logger, stdout, program_stderr) = Logger::start(uri, owner).await?;
+            streams.stdout = Some(stdout);
+            streams.stderr = (!paths.terminal).then_some(program_stderr);
+            streams.logger = Some(logger);
+        } else {
+            streams.stdout = streams.open_output("stdout", &paths.stdout)?;
+            streams.stderr = streams.open_output("stderr", stderr)?;
         }
-        streams.stdout = streams.open_output("stdout", &paths.stdout)?;
-        streams.stderr = streams.open_output("stderr", &paths.stderr)?;
         Ok(streams)
     }
 
     fn open_output(&mut self, stream: &'static str, path: &str) -> Result<Option<OwnedFd>, Error> {
         Ok(match place(stream, path)? {
             None => None,
+            Some(Place::Program(_)) => return Err(unsupported(stream, "binary")),
             // For reading too: so that it outlives a reader who goes and comes back.
             Some(Place::Fifo(path)) => Some(open_fifo(
                 stream,
@@ -169,9 +200,12 @@ impl Streams {
     }
 }
 
+#[derive(Clone, Copy)]
 enum Place<'a> {
     Fifo(&'a str),
     File(&'a str),
+    /// What follows `binary://`.
+    Program(&'a str),
 }
 
 fn place<'a>(stream: &'static str, path: &'a str) -> Result<Option<Place<'a>>, Error> {
@@ -179,14 +213,17 @@ fn place<'a>(stream: &'static str, path: &'a str) -> Result<Option<Place<'a>>, E
         _ if path.is_empty() => None,
         Some(("fifo", path)) => Some(Place::Fifo(path)),
         Some(("file", path)) => Some(Place::File(path)),
-        Some((scheme, _)) => {
-            return Err(Error::Scheme {
-                stream,
-                scheme: scheme.chars().take(32).collect(),
-            });
-        }
+        Some(("binary", program)) => Some(Place::Program(program)),
+        Some((scheme, _)) => return Err(unsupported(stream, scheme)),
         None => Some(Place::Fifo(path)),
     })
+}
+
+fn unsupported(stream: &'static str, scheme: &str) -> Error {
+    Error::Scheme {
+        stream,
+        scheme: scheme.chars().take(32).collect(),
+    }
 }
 
 /// Finds a FIFO without opening it: opening a device may do something.
@@ -224,7 +261,7 @@ fn open_fifo(stream: &'static str, path: &str, options: &mut OpenOptions) -> Res
     })
 }
 
-fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
+pub(crate) fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     Ok(())
@@ -312,6 +349,14 @@ mod tests {
         path.to_str().unwrap().to_owned()
     }
 
+    async fn open(paths: Paths) -> Result<Streams, Error> {
+        let owner = Owner {
+            namespace: "ns",
+            id: "c1",
+        };
+        Streams::open(&paths, owner).await
+    }
+
     fn run(test: impl Future<Output = ()>) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -325,10 +370,11 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         let stdin = fifo(top.path(), "stdin");
         run(async {
-            let mut streams = Streams::open(&Paths {
+            let mut streams = open(Paths {
                 stdin: stdin.clone(),
                 ..Paths::default()
             })
+            .await
             .unwrap();
             let mut monitor = pipe::Receiver::from_owned_fd(streams.stdin.take().unwrap()).unwrap();
             // No client can have found a reader yet.
@@ -362,19 +408,39 @@ mod tests {
     fn output_survives_a_readers_absence() {
         let top = tempfile::tempdir().unwrap();
         let stdout = fifo(top.path(), "stdout");
-        let streams = Streams::open(&Paths {
-            stdout: stdout.clone(),
-            ..Paths::default()
-        })
-        .unwrap();
-        let mut writer = File::from(streams.stdout.unwrap());
-        writer.write_all(b"early").unwrap();
-        let mut reader = OpenOptions::new().read(true).open(&stdout).unwrap();
-        drop(writer);
-        let mut text = String::new();
-        reader.read_to_string(&mut text).unwrap();
-        assert_eq!(text, "early");
-        assert!(streams.stderr.is_none() && streams.stdin.is_none());
+        run(async {
+            let streams = open(Paths {
+                stdout: stdout.clone(),
+                ..Paths::default()
+            })
+            .await
+            .unwrap();
+            let mut writer = File::from(streams.stdout.unwrap());
+            writer.write_all(b"early").unwrap();
+            let mut reader = OpenOptions::new().read(true).open(&stdout).unwrap();
+            drop(writer);
+            let mut text = String::new();
+            reader.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "early");
+            assert!(streams.stderr.is_none() && streams.stdin.is_none());
+        });
+    }
+
+    #[test]
+    fn a_terminal_has_no_standard_error() {
+        let top = tempfile::tempdir().unwrap();
+        let stdout = fifo(top.path(), "stdout");
+        run(async {
+            let streams = open(Paths {
+                stdout,
+                stderr: "/nonexistent/fifo".to_owned(),
+                terminal: true,
+                ..Paths::default()
+            })
+            .await
+            .unwrap();
+            assert!(streams.stdout.is_some() && streams.stderr.is_none());
+        });
     }
 
     #[test]
@@ -383,16 +449,13 @@ mod tests {
         let log = top.path().join("logs/out.log");
         fs::create_dir(log.parent().unwrap()).unwrap();
         fs::write(&log, "before\n").unwrap();
-        let mut streams = Streams::open(&Paths {
-            stdout: format!("file://{}", log.display()),
-            ..Paths::default()
-        })
-        .unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
+        run(async {
+            let mut streams = open(Paths {
+                stdout: format!("file://{}", log.display()),
+                ..Paths::default()
+            })
+            .await
             .unwrap();
-        runtime.block_on(async {
             let copy = tokio::spawn(streams.copies.remove(0).run());
             File::from(streams.stdout.take().unwrap())
                 .write_all(b"after\n")
@@ -403,30 +466,31 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_fifo_is_refused_by_name() {
+    fn what_can_be_no_stream_is_refused_by_name() {
         let top = tempfile::tempdir().unwrap();
         let file = top.path().join("file");
         fs::write(&file, "").unwrap();
-        for (path, expected) in [
-            (file.to_str().unwrap(), "is not a FIFO"),
-            ("/dev/null", "stdout: /dev/null is not a FIFO"),
-            ("/nonexistent/fifo", "stdout: cannot open /nonexistent/fifo"),
+        for (stdout, stderr, expected) in [
+            (file.to_str().unwrap(), "", "is not a FIFO"),
+            ("/dev/null", "", "stdout: /dev/null is not a FIFO"),
+            ("/nonexistent/fifo", "", "stdout: cannot open /nonexistent/fifo"),
+            ("tcp://127.0.0.1:7", "", "stdout: tcp:// is not supported"),
+            ("", "binary:///bin/logger", "stderr: binary:// is not supported"),
             (
-                "binary:///bin/logger?x=y",
-                "stdout: binary:// is not supported yet",
+                "binary:///bin/one",
+                "binary:///bin/two",
+                "stderr: binary:///bin/two is not stdout's",
             ),
         ] {
-            let error = Streams::open(&Paths {
-                stdout: path.to_owned(),
-                ..Paths::default()
-            })
-            .unwrap_err();
-            assert!(error.to_string().contains(expected), "{error}");
+            run(async {
+                let paths = Paths {
+                    stdout: stdout.to_owned(),
+                    stderr: stderr.to_owned(),
+                    ..Paths::default()
+                };
+                let error = open(paths).await.unwrap_err();
+                assert!(error.to_string().contains(expected), "{error}");
+            });
         }
-        let terminal = Paths {
-            terminal: true,
-            ..Paths::default()
-        };
-        assert!(matches!(Streams::open(&terminal), Err(Error::Terminal)));
     }
 }

@@ -10,14 +10,14 @@ use containerd_shim_protos::{api::DeleteResponse, protobuf::Message};
 use sealock_sandbox::{
     Config,
     config::DEFAULT_STATE_DIR,
-    container::KILLED,
     error::line,
+    guest_process::KILLED,
     process::monotonic_deadline,
     spec,
     state::{self, PodDir},
 };
 
-use crate::{address::Address, args::Args, start::pod_of, status};
+use crate::{address::Address, args::Args, membership::pod_of, status};
 
 /// Why something is left.
 #[derive(Debug, thiserror::Error)]

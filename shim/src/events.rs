@@ -1,4 +1,5 @@
-//! Tells containerd what happens to tasks: in order, one after the other.
+//! Tells containerd what happens to tasks: in order, one after the other, and what happens while containerd is being
+//! restarted when it is back.
 
 use std::time::{Duration, SystemTime};
 
@@ -6,7 +7,7 @@ use containerd_shim_protos::{
     protobuf::{MessageFull, well_known_types::any::Any},
     shim::{event::Envelope, events::ForwardRequest},
     shim_async::{Client, EventsClient},
-    ttrpc::context,
+    ttrpc::{self, context},
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -18,8 +19,17 @@ use crate::status;
 /// The most events that wait for containerd.
 const QUEUE: usize = 2048;
 
-/// How often an event is offered to containerd before it is given up.
-const ATTEMPTS: u32 = 6;
+/// How often an event that containerd refuses is offered before it is given up.
+const ATTEMPTS: u32 = 3;
+
+/// How long to wait before containerd is looked for again.
+const PAUSES: [Duration; 4] = [
+    // Perhaps it was only the connection.
+    Duration::ZERO,
+    Duration::from_millis(100),
+    Duration::from_millis(400),
+    Duration::from_secs(1),
+];
 
 /// How long containerd may take for one.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -98,42 +108,61 @@ async fn deliver(address: String, mut waiting: mpsc::Receiver<Item>) {
         };
         let mut request = ForwardRequest::new();
         request.envelope = Some(envelope).into();
-        for attempt in 1..=ATTEMPTS {
-            let error = match forward(&address, &mut client, &request).await {
+        let mut refusals = 0;
+        for pause in PAUSES.iter().chain(std::iter::repeat(&PAUSES[PAUSES.len() - 1])) {
+            let failure = match forward(&address, &mut client, &request).await {
                 Ok(()) => break,
-                Err(error) => error,
+                Err(failure) => failure,
             };
             client = None;
-            tracing::warn!(
-                topic = request.envelope.topic,
-                attempt,
-                error,
-                "containerd did not take an event"
-            );
-            // The first time it was perhaps only the connection; after that containerd is being restarted.
-            if attempt > 1 {
-                sleep(Duration::from_secs(u64::from(attempt))).await;
+            if let Failure::Refused(error) = &failure {
+                refusals += 1;
+                if refusals == ATTEMPTS {
+                    tracing::error!(
+                        topic = request.envelope.topic,
+                        error,
+                        "containerd does not take an event"
+                    );
+                    break;
+                }
+            } else if pause.is_zero() {
+                tracing::warn!(topic = request.envelope.topic, %failure, "containerd is away: events wait");
             }
+            sleep(*pause).await;
         }
     }
+}
+
+/// Why an event was not taken.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// containerd isn't there, or went away.
+    #[error("{0}")]
+    Away(String),
+    /// It said so, or took too long.
+    #[error("{0}")]
+    Refused(String),
 }
 
 async fn forward(
     address: &str,
     client: &mut Option<EventsClient>,
     request: &ForwardRequest,
-) -> Result<(), String> {
+) -> Result<(), Failure> {
     let client = match client {
         Some(client) => client,
         None => {
             let connected = Client::connect(address)
                 .await
-                .map_err(|error| error.to_string())?;
+                .map_err(|error| Failure::Away(error.to_string()))?;
             client.insert(EventsClient::new(connected))
         }
     };
     let forwarded = client.forward(context::with_duration(DEADLINE), request).await;
-    forwarded.map(drop).map_err(|error| error.to_string())
+    forwarded.map(drop).map_err(|error| match error {
+        ttrpc::Error::RpcStatus(status) => Failure::Refused(status.message),
+        error => Failure::Away(error.to_string()),
+    })
 }
 
 #[cfg(test)]

@@ -15,16 +15,10 @@ use serde_json::Value;
 use tokio::{
     runtime::Builder,
     signal::unix::{SignalKind, signal},
-    sync::Notify,
     time::timeout,
 };
 
-use crate::{
-    address::Address,
-    events::Events,
-    log,
-    task::{Pod, Service},
-};
+use crate::{address::Address, events::Events, log, pod::Pod, service::Service};
 
 /// The service's name for containerd 2, and as it is generated.
 const TASK_V3: &str = "containerd.task.v3.Task";
@@ -95,18 +89,13 @@ async fn serve(
     launched: Result<Launched, Error>,
     namespace: &str,
 ) -> std::io::Result<()> {
-    let pod: Pod = launched.and_then(Launched::supervise).map_err(|error| {
+    let address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
+    let pod = Arc::new(Pod::new(namespace, Arc::new(Events::start(&address, namespace))));
+    pod.run_on(launched.and_then(Launched::supervise).map_err(|error| {
         tracing::error!(error = line(&error), "the pod did not start");
         Arc::new(error)
-    });
-    let address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
-    let events = Arc::new(Events::start(&address, namespace));
-    let shutdown = Arc::new(Notify::new());
-    let service = Arc::new(Service::new(
-        pod.clone(),
-        Arc::clone(&events),
-        Arc::clone(&shutdown),
-    ));
+    }));
+    let service = Arc::new(Service::new(Arc::clone(&pod)));
 
     let mut methods = create_task(service.clone());
     if let Some(same) = create_task(service).remove(TASK_V3) {
@@ -119,17 +108,13 @@ async fn serve(
 
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
-        () = shutdown.notified() => {}
+        () = pod.wait_shutdown() => {}
         _ = terminate.recv() => tracing::info!("told to end by a signal"),
         _ = interrupt.recv() => tracing::info!("told to end by a signal"),
     }
-    if let Ok(pod) = &pod
-        && let Err(error) = pod.stop().await
-    {
-        tracing::error!(error = line(&error), "cannot clean up");
-    }
+    pod.stop().await;
     // As long as we are connected nobody takes us for dead and tells containerd about it again.
-    events.flush(FAREWELL).await;
+    pod.events().flush(FAREWELL).await;
     let _ = timeout(FAREWELL, server.shutdown()).await;
     Ok(())
 }

@@ -7,16 +7,13 @@ use std::{fs, io, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
 
 use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
 use sealock_sandbox::{Timeline, spec, state};
-use serde_json::Value;
 
 use crate::{
     address::{Address, Taken},
     args::Args,
+    membership::pod_of,
     serve::Shim,
 };
-
-/// The annotation with which Kubernetes says to which pod a container belongs.
-const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 
 /// Why there is no shim.
 #[derive(Debug, thiserror::Error)]
@@ -33,14 +30,6 @@ pub enum Error {
     /// The host refuses something else.
     #[error("cannot {0}")]
     System(&'static str, #[source] io::Error),
-}
-
-/// The pod that a container belongs to.
-#[must_use]
-pub fn pod_of<'a>(spec: &'a Value, id: &'a str) -> &'a str {
-    spec::annotation(spec, SANDBOX_ID)
-        .filter(|pod| !pod.is_empty())
-        .unwrap_or(id)
 }
 
 /// Carries out `start` in the bundle that is the working directory.
@@ -139,25 +128,4 @@ fn detach(score: Option<i32>) -> io::Result<()> {
         let _ = fs::write("/proc/self/oom_score_adj", score.to_string());
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn a_container_belongs_to_its_sandbox_or_to_itself() {
-        let of = |spec: Value| pod_of(&spec, "c1").to_owned();
-        assert_eq!(
-            of(json!({"annotations": {"io.kubernetes.cri.sandbox-id": "p1"}})),
-            "p1"
-        );
-        assert_eq!(
-            of(json!({"annotations": {"io.kubernetes.cri.sandbox-id": ""}})),
-            "c1"
-        );
-        assert_eq!(of(json!({})), "c1");
-    }
 }

@@ -37,13 +37,27 @@ pub fn failed_precondition(message: &str) -> ttrpc::Error {
     refusal(Code::FAILED_PRECONDITION, message)
 }
 
+/// The process that was to be signalled has ended.
+#[must_use]
+pub fn finished() -> ttrpc::Error {
+    not_found("process already finished")
+}
+
+/// What came of a signal.
+///
+/// # Errors
+/// It reached nobody.
+pub fn signalled(result: Result<(), Error>) -> ttrpc::Result<()> {
+    result.map_err(|error| match error.kind() {
+        Kind::NotFound | Kind::Unavailable => finished(),
+        _ => of(&error),
+    })
+}
+
 /// Not in this version.
 #[must_use]
 pub fn unimplemented(what: &str) -> ttrpc::Error {
-    refusal(
-        Code::UNIMPLEMENTED,
-        format!("{what} is not supported by Sealock yet"),
-    )
+    refusal(Code::UNIMPLEMENTED, format!("{what} is not supported by Sealock"))
 }
 
 /// A moment for a message.

@@ -1,432 +1,282 @@
-//! containerd's task service: the requests, the tasks of the pod, and what is told about them.
-//!
-//! A task's process number is its pod's machine monitor's: containerd and network plug-ins look processes up on the host,
-//! where the container's own don't exist.
+//! A task: a container, the processes that were added to it, and what containerd has been told about them.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use async_trait::async_trait;
 use containerd_shim_protos::{
-    api::{
-        CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
-        CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest,
-        PauseRequest, PidsRequest, PidsResponse, ProcessInfo, ResizePtyRequest, ResumeRequest,
-        ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest,
-        StatsResponse, Status, UpdateTaskRequest, WaitRequest, WaitResponse,
-    },
-    events::task::{TaskCreate, TaskDelete, TaskExit, TaskIO, TaskStart},
-    shim_async::Task as TaskService,
+    events::task::{TaskExecAdded, TaskExit, TaskOOM, TaskPaused, TaskResumed, TaskStart},
     topics::{
-        TASK_CREATE_EVENT_TOPIC, TASK_DELETE_EVENT_TOPIC, TASK_EXIT_EVENT_TOPIC, TASK_START_EVENT_TOPIC,
+        TASK_EXEC_ADDED_EVENT_TOPIC, TASK_EXIT_EVENT_TOPIC, TASK_OOM_EVENT_TOPIC, TASK_PAUSED_EVENT_TOPIC,
+        TASK_RESUMED_EVENT_TOPIC, TASK_START_EVENT_TOPIC,
     },
-    ttrpc::{self, Code, r#async::TtrpcContext},
+    ttrpc::{self, Code},
 };
-use sealock_sandbox::{
-    Container, ContainerRequest, Error, Exit, Kind, Sandbox, error::line, mount::Request as MountRequest,
-    stdio::Paths,
-};
-use tokio::{
-    sync::{Notify, watch},
-    time::timeout,
-};
+use sealock_sandbox::{Container, ExecRequest, Exit, stdio::Paths};
+use tokio::{sync::watch, time::timeout};
 
 use crate::{
     events::Events,
-    lifecycle::{Lifecycle, Phase},
+    exec::Exec,
+    lifecycle::{Due, Lifecycle, Phase, Request},
     status,
 };
 
-/// How long a created container that is being deleted may take to end.
-const KILL_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the ends of a container's other processes may be waited for once its first has ended.
+const EXECS_DEADLINE: Duration = Duration::from_secs(15);
 
-/// A task: a container and what containerd has been told about it.
+/// A container as containerd's task.
 #[derive(Debug)]
-struct Task {
+pub struct Task {
     bundle: String,
     stdio: Paths,
     pid: u32,
     container: Container,
-    life: Mutex<Lifecycle>,
-    exit: watch::Sender<Option<Exit>>,
-    deleting: tokio::sync::Mutex<()>,
-}
-
-/// A task's place in the pod.
-#[derive(Clone, Debug)]
-enum Slot {
-    Creating,
-    Created(Arc<Task>),
-}
-
-/// The pod, or why there is none.
-pub type Pod = Result<Arc<Sandbox>, Arc<Error>>;
-
-/// The service.
-#[derive(Debug)]
-pub struct Service {
-    pod: Pod,
-    tasks: Mutex<HashMap<String, Slot>>,
+    life: watch::Sender<Lifecycle>,
+    execs: Mutex<HashMap<String, Arc<Exec>>>,
+    one_at_a_time: tokio::sync::Mutex<()>,
     events: Arc<Events>,
-    shutdown: Arc<Notify>,
-}
-
-impl Service {
-    /// Serves `pod`; `shutdown` is notified when containerd wants no more of it.
-    #[must_use]
-    pub fn new(pod: Pod, events: Arc<Events>, shutdown: Arc<Notify>) -> Self {
-        Self {
-            pod,
-            tasks: Mutex::new(HashMap::new()),
-            events,
-            shutdown,
-        }
-    }
-
-    fn tasks(&self) -> MutexGuard<'_, HashMap<String, Slot>> {
-        lock(&self.tasks)
-    }
-
-    fn task(&self, id: &str) -> ttrpc::Result<Arc<Task>> {
-        match self.tasks().get(id) {
-            Some(Slot::Created(task)) => Ok(Arc::clone(task)),
-            _ => Err(status::not_found("container not created")),
-        }
-    }
-
-    /// The task, where its first process is meant.
-    fn process(&self, id: &str, exec_id: &str) -> ttrpc::Result<Arc<Task>> {
-        let task = self.task(id)?;
-        if exec_id.is_empty() {
-            Ok(task)
-        } else {
-            Err(status::not_found(&format!("process {exec_id} does not exist")))
-        }
-    }
-
-    async fn create_task(&self, request: &CreateTaskRequest) -> Result<Task, Error> {
-        let pod = self
-            .pod
-            .as_ref()
-            .map_err(|error| Error::NotStarted(Arc::clone(error)))?;
-        let stdio = Paths {
-            stdin: request.stdin.clone(),
-            stdout: request.stdout.clone(),
-            stderr: request.stderr.clone(),
-            terminal: request.terminal,
-        };
-        let container = pod
-            .create_container(&ContainerRequest {
-                id: request.id.clone(),
-                bundle: request.bundle.clone().into(),
-                rootfs: request
-                    .rootfs
-                    .iter()
-                    .map(|mount| MountRequest {
-                        fs_type: mount.type_.clone(),
-                        source: mount.source.clone(),
-                        target: mount.target.clone(),
-                        options: mount.options.clone(),
-                    })
-                    .collect(),
-                stdio: stdio.clone(),
-            })
-            .await?;
-        Ok(Task {
-            bundle: request.bundle.clone(),
-            stdio,
-            pid: pod.vmm_pid(),
-            container,
-            life: Mutex::new(Lifecycle::new()),
-            exit: watch::Sender::new(None),
-            deleting: tokio::sync::Mutex::new(()),
-        })
-    }
-
-    /// Removes a task's container: with the whole pod, if it is the last.
-    async fn remove(&self, task: &Task, force: bool) -> Result<(), Error> {
-        let last = self.tasks().len() == 1;
-        match &self.pod {
-            Ok(pod) if last => pod.stop().await,
-            _ => task.container.remove(force).await,
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Task {
-    fn exit_event(&self, exit: Exit, events: &Events) {
-        let mut event = TaskExit::new();
-        self.container.id().clone_into(&mut event.container_id);
-        self.container.id().clone_into(&mut event.id);
-        event.pid = self.pid;
-        event.exit_status = exit.status.into();
-        event.exited_at = status::timestamp(exit.at);
-        events.publish(TASK_EXIT_EVENT_TOPIC, &event);
-        self.exit.send_replace(Some(exit));
-    }
-
-    /// Waits for the container's end and tells containerd.
-    async fn watch(self: Arc<Self>, events: Arc<Events>) {
-        let exit = self.container.wait().await;
-        let mut life = lock(&self.life);
-        if let Some(exit) = life.exited(exit) {
-            self.exit_event(exit, &events);
+    /// The task of a container that has just been created; `pid` stands for it on the host.
+    #[must_use]
+    pub fn new(container: Container, bundle: String, stdio: Paths, pid: u32, events: Arc<Events>) -> Self {
+        Self {
+            bundle,
+            stdio,
+            pid,
+            container,
+            life: watch::Sender::new(Lifecycle::new()),
+            execs: Mutex::default(),
+            one_at_a_time: tokio::sync::Mutex::new(()),
+            events,
         }
     }
 
-    async fn exited(&self) -> Option<Exit> {
-        let mut exit = self.exit.subscribe();
-        exit.wait_for(Option::is_some).await.ok().and_then(|exit| *exit)
+    /// Its container.
+    #[must_use]
+    pub fn container(&self) -> &Container {
+        &self.container
+    }
+
+    /// Its bundle.
+    #[must_use]
+    pub fn bundle(&self) -> &str {
+        &self.bundle
+    }
+
+    /// Its standard streams.
+    #[must_use]
+    pub fn stdio(&self) -> &Paths {
+        &self.stdio
+    }
+
+    /// The number that stands for its processes on the host.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Its life, for those who wait for something in it.
+    #[must_use]
+    pub fn life(&self) -> &watch::Sender<Lifecycle> {
+        &self.life
+    }
+
+    fn phase(&self) -> Phase {
+        self.life.borrow().phase()
+    }
+
+    fn execs(&self) -> MutexGuard<'_, HashMap<String, Arc<Exec>>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fails when `request` can't be carried out in the phase it is in.
+    ///
+    /// # Errors
+    /// Says why.
+    pub fn check(&self, request: Request) -> ttrpc::Result<()> {
+        request
+            .refusal(self.phase())
+            .map_or(Ok(()), |refusal| Err(status::failed_precondition(refusal)))
+    }
+
+    /// Starts its first process.
+    ///
+    /// # Errors
+    /// It has been started before, or can't be.
+    pub async fn start(&self) -> ttrpc::Result<()> {
+        let mut begun = Ok(());
+        self.life.send_modify(|life| begun = life.begin_start());
+        begun.map_err(status::failed_precondition)?;
+        let started = self.container.start().await;
+        self.life.send_modify(|life| {
+            if started.is_ok() {
+                let mut event = TaskStart::new();
+                self.container.id().clone_into(&mut event.container_id);
+                event.pid = self.pid;
+                self.events.publish(TASK_START_EVENT_TOPIC, &event);
+            }
+            let due = life.finish_start(started.is_ok());
+            self.publish(due);
+        });
+        started.map_err(|error| status::of(&error))
+    }
+
+    fn publish(&self, due: Due) {
+        if due.out_of_memory {
+            let mut event = TaskOOM::new();
+            self.container.id().clone_into(&mut event.container_id);
+            self.events.publish(TASK_OOM_EVENT_TOPIC, &event);
+        }
+        if let Some(exit) = due.exit {
+            let mut event = TaskExit::new();
+            self.container.id().clone_into(&mut event.container_id);
+            self.container.id().clone_into(&mut event.id);
+            event.pid = self.pid;
+            event.exit_status = exit.status.into();
+            event.exited_at = status::timestamp(exit.at);
+            self.events.publish(TASK_EXIT_EVENT_TOPIC, &event);
+        }
+    }
+
+    /// So many of its processes have been killed for lack of memory: tells containerd, once for each time.
+    pub fn out_of_memory(&self, kills: u64) {
+        self.life
+            .send_modify(|life| self.publish(life.out_of_memory(kills)));
+    }
+
+    /// Waits for the end of its first process and tells containerd, after the ends of the others, which die with it.
+    pub async fn watch(self: Arc<Self>) {
+        let exit = self.container.wait().await;
+        let execs: Vec<_> = self.execs().values().cloned().collect();
+        let others = async {
+            for exec in &execs {
+                exec.settled().await;
+            }
+        };
+        if timeout(EXECS_DEADLINE, others).await.is_err() {
+            for exec in &execs {
+                exec.exited(Exit::killed());
+            }
+        }
+        self.life.send_modify(|life| self.publish(life.exited(exit)));
+    }
+
+    /// Freezes its processes.
+    ///
+    /// # Errors
+    /// It doesn't run, or can't be.
+    pub async fn pause(&self) -> ttrpc::Result<()> {
+        let _one_at_a_time = self.one_at_a_time.lock().await;
+        self.check(Request::Pause)?;
+        self.container.pause().await.map_err(|error| status::of(&error))?;
+        self.life.send_modify(Lifecycle::paused);
+        let mut event = TaskPaused::new();
+        self.container.id().clone_into(&mut event.container_id);
+        self.events.publish(TASK_PAUSED_EVENT_TOPIC, &event);
+        Ok(())
+    }
+
+    /// Thaws them.
+    ///
+    /// # Errors
+    /// It isn't paused, or can't be.
+    pub async fn resume(&self) -> ttrpc::Result<()> {
+        let _one_at_a_time = self.one_at_a_time.lock().await;
+        self.check(Request::Resume)?;
+        self.container
+            .resume()
+            .await
+            .map_err(|error| status::of(&error))?;
+        self.life.send_modify(Lifecycle::resumed);
+        let mut event = TaskResumed::new();
+        self.container.id().clone_into(&mut event.container_id);
+        self.events.publish(TASK_RESUMED_EVENT_TOPIC, &event);
+        Ok(())
+    }
+
+    /// Adds a process, to be started by [`Exec::start`].
+    ///
+    /// # Errors
+    /// Its identifier is taken or none, or the task doesn't run.
+    pub fn add_exec(&self, request: ExecRequest) -> ttrpc::Result<()> {
+        let mut execs = self.execs();
+        let taken = request.id == self.container.id();
+        match execs.entry(request.id.clone()) {
+            Entry::Vacant(free) if !taken => {
+                self.check(Request::Exec)?;
+                request.check().map_err(|error| status::of(&error))?;
+                let mut event = TaskExecAdded::new();
+                self.container.id().clone_into(&mut event.container_id);
+                event.exec_id.clone_from(&request.id);
+                free.insert(Arc::new(Exec::new(
+                    request,
+                    self.container.id(),
+                    self.pid,
+                    Arc::clone(&self.events),
+                )));
+                self.events.publish(TASK_EXEC_ADDED_EVENT_TOPIC, &event);
+                Ok(())
+            }
+            _ => Err(status::refusal(
+                Code::ALREADY_EXISTS,
+                format!("id {}", request.id),
+            )),
+        }
+    }
+
+    /// The process of that name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn exec(&self, id: &str) -> ttrpc::Result<Arc<Exec>> {
+        self.execs()
+            .get(id)
+            .cloned()
+            .ok_or_else(|| status::not_found(&format!("process does not exist {id}")))
+    }
+
+    /// Starts one of its further processes.
+    ///
+    /// # Errors
+    /// There is none of this name, it has been started before, or can't be.
+    pub async fn start_exec(&self, id: &str) -> ttrpc::Result<()> {
+        let exec = self.exec(id)?;
+        // In a frozen container it would never get as far as its program.
+        self.check(Request::Exec)?;
+        exec.start(&self.container).await
+    }
+
+    /// Forgets one of its further processes; returns how it ended, if it was started.
+    ///
+    /// # Errors
+    /// There is none of this name, or it runs.
+    pub async fn delete_exec(&self, id: &str) -> ttrpc::Result<Option<Exit>> {
+        let exit = self.exec(id)?.delete().await?;
+        self.execs().remove(id);
+        Ok(exit)
+    }
+
+    /// Keeps whoever else wants to delete it waiting for as long as the answer lives.
+    pub async fn alone(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.one_at_a_time.lock().await
+    }
+
+    /// How its first process ended, when it has.
+    pub async fn exited(&self) -> Option<Exit> {
+        exited(&self.life).await
     }
 }
 
-#[async_trait]
-impl TaskService for Service {
-    async fn create(
-        &self,
-        _: &TtrpcContext,
-        request: CreateTaskRequest,
-    ) -> ttrpc::Result<CreateTaskResponse> {
-        if !request.checkpoint.is_empty() {
-            return Err(status::unimplemented("restoring a checkpoint"));
-        }
-        {
-            let mut tasks = self.tasks();
-            if tasks.contains_key(&request.id) {
-                return Err(status::refusal(
-                    Code::ALREADY_EXISTS,
-                    format!("container {} exists already", request.id),
-                ));
-            }
-            tasks.insert(request.id.clone(), Slot::Creating);
-        }
-        let created = self.create_task(&request).await;
-        let mut tasks = self.tasks();
-        let task = match created {
-            Ok(task) => Arc::new(task),
-            Err(error) => {
-                tasks.remove(&request.id);
-                tracing::error!(
-                    container = request.id,
-                    error = line(&error),
-                    "cannot create a container"
-                );
-                return Err(status::of(&error));
-            }
-        };
-        tasks.insert(request.id.clone(), Slot::Created(Arc::clone(&task)));
-
-        let mut io = TaskIO::new();
-        io.stdin = request.stdin;
-        io.stdout = request.stdout;
-        io.stderr = request.stderr;
-        let mut event = TaskCreate::new();
-        event.container_id = request.id;
-        event.bundle = request.bundle;
-        event.rootfs = request.rootfs;
-        event.io = Some(io).into();
-        event.pid = task.pid;
-        self.events.publish(TASK_CREATE_EVENT_TOPIC, &event);
-        tokio::spawn(Arc::clone(&task).watch(Arc::clone(&self.events)));
-
-        let mut response = CreateTaskResponse::new();
-        response.pid = task.pid;
-        Ok(response)
-    }
-
-    async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
-        let task = self.process(&request.id, &request.exec_id)?;
-        lock(&task.life)
-            .begin_start()
-            .map_err(status::failed_precondition)?;
-        let started = task.container.start().await;
-        {
-            let mut life = lock(&task.life);
-            if started.is_ok() {
-                let mut event = TaskStart::new();
-                event.container_id.clone_from(&request.id);
-                event.pid = task.pid;
-                self.events.publish(TASK_START_EVENT_TOPIC, &event);
-            }
-            if let Some(exit) = life.finish_start(started.is_ok()) {
-                task.exit_event(exit, &self.events);
-            }
-        }
-        started.map_err(|error| status::of(&error))?;
-        let mut response = StartResponse::new();
-        response.pid = task.pid;
-        Ok(response)
-    }
-
-    async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
-        let task = self.process(&request.id, &request.exec_id)?;
-        let exit = task
-            .exited()
-            .await
-            .ok_or_else(|| status::not_found("container not created"))?;
-        let mut response = WaitResponse::new();
-        response.exit_status = exit.status.into();
-        response.exited_at = status::timestamp(exit.at);
-        Ok(response)
-    }
-
-    async fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
-        let task = self.process(&request.id, &request.exec_id)?;
-        let phase = lock(&task.life).phase();
-        let mut response = StateResponse::new();
-        response.id = request.id;
-        response.bundle.clone_from(&task.bundle);
-        response.pid = task.pid;
-        response.status = match phase {
-            Phase::Created | Phase::Starting => Status::CREATED,
-            Phase::Running => Status::RUNNING,
-            Phase::Stopped => Status::STOPPED,
-        }
-        .into();
-        response.stdin.clone_from(&task.stdio.stdin);
-        response.stdout.clone_from(&task.stdio.stdout);
-        response.stderr.clone_from(&task.stdio.stderr);
-        if let Some(exit) = *task.exit.borrow() {
-            response.exit_status = exit.status.into();
-            response.exited_at = status::timestamp(exit.at);
-        }
-        Ok(response)
-    }
-
-    async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
-        let task = self.task(&request.id)?;
-        let mut response = PidsResponse::new();
-        if lock(&task.life).phase() != Phase::Stopped {
-            let pids = task
-                .container
-                .processes()
-                .await
-                .map_err(|error| status::of(&error))?;
-            response.processes = pids
-                .into_iter()
-                .map(|pid| {
-                    let mut process = ProcessInfo::new();
-                    process.pid = pid;
-                    process
-                })
-                .collect();
-        }
-        Ok(response)
-    }
-
-    async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
-        let task = self.process(&request.id, &request.exec_id)?;
-        let finished = || status::not_found("process already finished");
-        if lock(&task.life).phase() == Phase::Stopped {
-            return Err(finished());
-        }
-        match task.container.signal(request.signal, request.all).await {
-            Ok(()) => Ok(Empty::new()),
-            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Unavailable) => Err(finished()),
-            Err(error) => Err(status::of(&error)),
-        }
-    }
-
-    async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
-        let task = self.process(&request.id, &request.exec_id)?;
-        let _one_at_a_time = task.deleting.lock().await;
-        self.task(&request.id)?;
-        let phase = lock(&task.life).phase();
-        match phase {
-            Phase::Starting | Phase::Running => {
-                return Err(status::failed_precondition("cannot delete a running process"));
-            }
-            Phase::Created | Phase::Stopped => {}
-        }
-        if let Err(error) = self.remove(&task, phase == Phase::Created).await {
-            tracing::error!(
-                container = request.id,
-                error = line(&error),
-                "cannot delete a container"
-            );
-            return Err(status::of(&error));
-        }
-        // A created one has just been killed; containerd hears of that first.
-        let exit = timeout(KILL_DEADLINE, task.exited()).await.ok().flatten();
-        self.tasks().remove(&request.id);
-
-        let mut response = DeleteResponse::new();
-        response.pid = task.pid;
-        if let Some(exit) = exit {
-            response.exit_status = exit.status.into();
-            response.exited_at = status::timestamp(exit.at);
-        }
-        let mut event = TaskDelete::new();
-        event.container_id = request.id;
-        event.pid = task.pid;
-        event.exit_status = response.exit_status;
-        event.exited_at = response.exited_at.clone();
-        self.events.publish(TASK_DELETE_EVENT_TOPIC, &event);
-        Ok(response)
-    }
-
-    async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {
-        let task = self.process(&request.id, &request.exec_id)?;
-        if request.stdin {
-            task.container.close_stdin();
-        }
-        Ok(Empty::new())
-    }
-
-    async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
-        let mut response = ConnectResponse::new();
-        response.shim_pid = std::process::id();
-        response.task_pid = self.task(&request.id).map_or(0, |task| task.pid);
-        Ok(response)
-    }
-
-    async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> ttrpc::Result<Empty> {
-        if !request.now && !self.tasks().is_empty() {
-            return Ok(Empty::new());
-        }
-        // Before the answer: what containerd does next is to look for what is left.
-        if let Ok(pod) = &self.pod
-            && let Err(error) = pod.stop().await
-        {
-            tracing::error!(error = line(&error), "cannot clean up");
-        }
-        self.shutdown.notify_one();
-        Ok(Empty::new())
-    }
-
-    async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
-        self.task(&request.id)?;
-        Err(status::unimplemented("exec"))
-    }
-
-    async fn resize_pty(&self, _: &TtrpcContext, _: ResizePtyRequest) -> ttrpc::Result<Empty> {
-        Err(status::unimplemented("resizing a terminal"))
-    }
-
-    async fn pause(&self, _: &TtrpcContext, _: PauseRequest) -> ttrpc::Result<Empty> {
-        Err(status::unimplemented("pause"))
-    }
-
-    async fn resume(&self, _: &TtrpcContext, _: ResumeRequest) -> ttrpc::Result<Empty> {
-        Err(status::unimplemented("resume"))
-    }
-
-    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
-        Err(status::unimplemented("checkpoint"))
-    }
-
-    async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        Err(status::unimplemented("update"))
-    }
-
-    async fn stats(&self, _: &TtrpcContext, _: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        Err(status::unimplemented("stats"))
-    }
+/// How a process ended, when it has; none if it is forgotten before.
+pub async fn exited(life: &watch::Sender<Lifecycle>) -> Option<Exit> {
+    let mut life = life.subscribe();
+    life.wait_for(|life| life.exit().is_some())
+        .await
+        .ok()
+        .and_then(|life| life.exit())
 }

@@ -22,7 +22,7 @@ use tokio::{io::AsyncWriteExt, net::UnixStream};
 use ttrpc::asynchronous::{Server, TtrpcContext, transport::Listener};
 
 use super::*;
-use crate::{ContainerRequest, container::KILLED, process::monotonic_deadline, timeline::Timeline};
+use crate::{ContainerRequest, guest_process::KILLED, process::monotonic_deadline, timeline::Timeline};
 
 /// Records what it is asked, and never answers a wait.
 #[derive(Clone, Default)]
@@ -216,7 +216,7 @@ fn a_pod_comes_up_and_is_stopped_in_order() {
             .create_container(&request(stage.top.path()))
             .await
             .unwrap();
-        assert_eq!(container.guest_pid(), 5);
+        assert_eq!(container.process().guest_pid(), 5);
         assert!(stage.sandbox.share().path().join("c1/rootfs").exists());
         stage.sandbox.stop().await.unwrap();
         stage.sandbox.stop().await.unwrap();
