@@ -6,9 +6,9 @@ use sealock_protocol::{
     agent::{
         AgentClient, ContainerStatsRequest, ContainerStatsResponse, CreateContainerRequest,
         CreateSandboxRequest, ExecPid, ExecProcessRequest, ListProcessesRequest, NextEventRequest,
-        PauseContainerRequest, RemoveContainerRequest, RemoveProcessRequest, ResizeTerminalRequest,
-        ResumeContainerRequest, SignalContainerRequest, StartContainerRequest, Stdio, StopSandboxRequest,
-        UpdateContainerRequest, WaitContainerRequest, next_event_response,
+        PauseContainerRequest, RefreshVolumeRequest, RemoveContainerRequest, RemoveProcessRequest,
+        ResizeTerminalRequest, ResumeContainerRequest, SignalContainerRequest, StartContainerRequest, Stdio,
+        StopSandboxRequest, UpdateContainerRequest, WaitContainerRequest, next_event_response,
     },
     guest::{Hello, MAX_HELLO, VERSION},
     timeline::monotonic_ns,
@@ -360,6 +360,17 @@ impl Agent {
         request.force = force;
         let answer = self.client.remove_container(self.within(), &request).await;
         self.check("RemoveContainer", answer).map(drop)
+    }
+
+    /// Says that a volume which the guest copies, known by its path below the share's root, has changed.
+    ///
+    /// # Errors
+    /// The agent refuses or doesn't answer.
+    pub async fn refresh_volume(&self, source: &str) -> Result<(), Error> {
+        let mut request = RefreshVolumeRequest::new();
+        request.source = source.to_owned();
+        let answer = self.client.refresh_volume(self.within(), &request).await;
+        self.check("RefreshVolume", answer).map(drop)
     }
 
     /// Ends the pod, with what it has written on the host's side.

@@ -95,7 +95,7 @@ fn mounts_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Undoes the octal escapes of proc(5)'s mountinfo.
-fn unescape(field: &[u8]) -> OsString {
+pub(crate) fn unescape(field: &[u8]) -> OsString {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&byte, tail)) = rest.split_first() {

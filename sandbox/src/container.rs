@@ -8,9 +8,9 @@ use std::{
 use sealock_protocol::agent::{ContainerStatsResponse, ExecPid};
 
 use crate::{
-    agent::Of,
+    agent::{Agent, Of},
     attachment::Attachment,
-    error::Error,
+    error::{Error, line},
     guest_process::{Exit, GuestProcess},
     mount::Request as MountRequest,
     sandbox::Sandbox,
@@ -62,6 +62,7 @@ impl Sandbox {
         }
         let (share, spec, attachment) = prepared?;
         let agent = self.ready().await?;
+        self.refresh_volumes(&agent);
         let created = agent.create_container(&request.id, spec, attachment.stdio(), request.pause);
         let guest_pid = self.answer(created).await?;
         self.timeline().mark("container_created");
@@ -102,6 +103,30 @@ impl Sandbox {
         share.mount_rootfs(&request.rootfs, &root)?;
         self.timeline().mark("rootfs_mounted");
         Ok((Some(share), spec, attachment))
+    }
+
+    /// From the first volume that the guest copies on, has it look again whenever one changes, until the pod's end.
+    fn refresh_volumes(self: &Arc<Self>, agent: &Agent) {
+        let Some(watch) = self.share().volumes().watch_to_run() else {
+            return;
+        };
+        let (pod, agent) = (Arc::clone(self), agent.clone());
+        tokio::spawn(async move {
+            let refresh = |volume: String| {
+                let agent = agent.clone();
+                async move {
+                    if let Err(error) = agent.refresh_volume(&volume).await {
+                        tracing::error!(volume, error = line(&error), "cannot refresh a volume");
+                    }
+                }
+            };
+            tokio::select! {
+                _ = pod.wait_ended() => {}
+                ended = watch.run(refresh) => if let Err(error) = ended {
+                    tracing::error!(sandbox = pod.id(), %error, "volumes are not watched any longer");
+                },
+            }
+        });
     }
 }
 

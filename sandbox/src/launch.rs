@@ -175,6 +175,7 @@ pub(crate) fn launch_with(
 
     let share = Share::create(dir.path().join("share"))?;
     let (fsd, fsd_stderr) = start("fsd", config.fsd(), &[share.path()], sockets.relay.0)?;
+    share.volumes().serve_by(fsd.id());
     timeline.mark("fsd_spawned");
 
     let score = spec::oom_score(request.spec);

@@ -19,6 +19,7 @@
 pub mod agent;
 pub mod attachment;
 pub mod broker;
+pub mod cgroup;
 pub mod check;
 mod child_log;
 pub mod cleanup;
@@ -39,6 +40,7 @@ pub mod spec;
 pub mod state;
 pub mod stdio;
 pub mod timeline;
+pub mod volume;
 
 pub use config::Config;
 pub use container::{Container, ContainerRequest};

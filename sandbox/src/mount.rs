@@ -13,7 +13,7 @@ use std::{
 
 use nix::mount::MsFlags;
 
-use crate::error::Kind;
+use crate::{error::Kind, process::ProcessId};
 
 /// A mount as containerd describes it (`containerd.types.Mount`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -184,6 +184,8 @@ pub struct Allow {
     pub read_only: bool,
     /// Whether mounts below come along.
     pub recursive: bool,
+    /// Whether what is mounted below on the host later appears, too.
+    pub slave: bool,
 }
 
 /// Mounts `request` at the directory `target`. Neither devices nor set-user-id files mean anything to the host there.
@@ -210,6 +212,7 @@ pub fn mount(request: &Request, target: &Path) -> Result<(), Error> {
         let allow = Allow {
             read_only: options.flags.contains(MsFlags::MS_RDONLY),
             recursive: options.recursive,
+            slave: false,
         };
         return bind(source.as_fd(), target, allow).map_err(|error| refused("bind", error));
     }
@@ -272,8 +275,8 @@ pub fn open_path(path: &Path) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Shows what `source` names at `target` too, which is of the same type. The new mount takes no part in any propagation
-/// from where `source` is.
+/// Shows what `source` names at `target` too, which is of the same type. Nothing that is mounted there propagates to where
+/// `source` is.
 ///
 /// # Errors
 /// The kernel refuses; it is older than 5.12.
@@ -286,8 +289,52 @@ pub fn bind(source: BorrowedFd<'_>, target: &Path, allow: Allow) -> io::Result<(
     } else {
         0
     };
-    set_attributes(tree.as_fd(), always | read_only, libc::MS_PRIVATE)?;
+    let propagation = if allow.slave {
+        libc::MS_SLAVE
+    } else {
+        libc::MS_PRIVATE
+    };
+    let attributes = Attributes {
+        set: always | read_only,
+        propagation,
+        ..Attributes::default()
+    };
+    set_attributes(tree.as_fd(), attributes, true)?;
     attach(tree.as_fd(), target)
+}
+
+/// Lets the mount at `target` be written, not those below it.
+///
+/// # Errors
+/// Nothing is mounted there, or the kernel refuses.
+pub fn make_writable(target: &Path) -> io::Result<()> {
+    let attributes = Attributes {
+        clear: libc::MOUNT_ATTR_RDONLY,
+        ..Attributes::default()
+    };
+    set_attributes(open_path(target)?.as_fd(), attributes, false)
+}
+
+/// [`make_writable`] in the mount namespace of another process, as which it resolves `target`.
+///
+/// # Errors
+/// The process is gone, nothing is mounted there, or the kernel refuses.
+pub fn make_writable_in(process: ProcessId, target: &Path) -> io::Result<()> {
+    let namespace = File::open(format!("/proc/{}/ns/mnt", process.pid))?;
+    if !process.is_alive() {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    // On a thread of its own: a namespace is entered for good.
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
+                nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNS)?;
+                make_writable(target)
+            })
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+    })
 }
 
 fn clone_tree(source: BorrowedFd<'_>, recursive: bool) -> io::Result<OwnedFd> {
@@ -302,20 +349,29 @@ fn clone_tree(source: BorrowedFd<'_>, recursive: bool) -> io::Result<OwnedFd> {
     }
 }
 
-fn set_attributes(tree: BorrowedFd<'_>, set: u64, propagation: libc::c_ulong) -> io::Result<()> {
+/// What mount_setattr(2) changes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Attributes {
+    set: u64,
+    clear: u64,
+    propagation: libc::c_ulong,
+}
+
+fn set_attributes(tree: BorrowedFd<'_>, change: Attributes, recursive: bool) -> io::Result<()> {
     let attributes = libc::mount_attr {
-        attr_set: set,
-        attr_clr: 0,
-        propagation,
+        attr_set: change.set,
+        attr_clr: change.clear,
+        propagation: change.propagation,
         userns_fd: 0,
     };
+    let recursive = if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the descriptor is open, the path is an empty C string, `attributes` outlives the call and its size is given.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             tree.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            libc::AT_EMPTY_PATH | recursive,
             &attributes,
             size_of::<libc::mount_attr>(),
         )
@@ -369,8 +425,12 @@ pub fn make_stage(directory: &Path) -> io::Result<()> {
     let source = open_path(directory)?;
     let tree = clone_tree(source.as_fd(), false)?;
     // Private while it is attached: what it is attached to may be shared with others.
-    let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-    set_attributes(tree.as_fd(), attributes, libc::MS_PRIVATE)?;
+    let attributes = Attributes {
+        set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+        propagation: libc::MS_PRIVATE,
+        ..Attributes::default()
+    };
+    set_attributes(tree.as_fd(), attributes, true)?;
     attach(tree.as_fd(), directory)?;
     nix::mount::mount(
         None::<&str>,
@@ -515,6 +575,7 @@ mod tests {
         let allow = Allow {
             read_only: true,
             recursive: true,
+            slave: false,
         };
         bind(source.as_fd(), &to, allow).unwrap();
         for path in ["file", "below/file"] {
@@ -536,6 +597,7 @@ mod tests {
         let allow = Allow {
             read_only: false,
             recursive: false,
+            slave: false,
         };
         assert!(bind(source.as_fd(), &link, allow).is_err());
         assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);

@@ -1,4 +1,5 @@
-//! The directory that a pod's guest sees: `<container>/rootfs` and `<container>/mounts/<number>`, all of them mounts.
+//! The directory that a pod's guest sees: `<container>/rootfs`, and `.volumes/<number>` ([`crate::volume`]), all of them
+//! mounts.
 //!
 //! The directory itself is read-only to the file server, and so to the guest: only what is mounted in it can be written.
 
@@ -7,20 +8,23 @@ use std::{
     io::{self, ErrorKind},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
-        unix::fs::{DirBuilderExt, MetadataExt},
+        unix::fs::DirBuilderExt,
     },
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use nix::sys::{
-    stat::{SFlag, fstat},
-    statfs::fstatfs,
-};
+use nix::sys::stat::{SFlag, fstat};
 
 use crate::{
     cleanup,
     error::Kind,
     mount::{self, Allow, Request},
+    volume::{
+        self,
+        source::Source,
+        table::{Lease, Volumes},
+    },
 };
 
 /// Why something can't be shared.
@@ -50,22 +54,6 @@ pub enum Error {
         /// The reason.
         source: io::Error,
     },
-    /// A volume's source can't be opened.
-    #[error("cannot open {}", path.display())]
-    Volume {
-        /// Its path.
-        path: PathBuf,
-        /// The reason.
-        source: io::Error,
-    },
-    /// A volume that no guest gets.
-    #[error("{} is {what}: it is not shared with a microVM", path.display())]
-    Refused {
-        /// Its path.
-        path: PathBuf,
-        /// What it is.
-        what: &'static str,
-    },
     /// A mount failed.
     #[error(transparent)]
     Mount(#[from] mount::Error),
@@ -78,8 +66,7 @@ impl Error {
         match self {
             Self::SetUp { .. } => Kind::Internal,
             Self::Exists(_) => Kind::AlreadyExists,
-            Self::NoRootfs(_) | Self::Rootfs { .. } | Self::Volume { .. } => Kind::InvalidArgument,
-            Self::Refused { .. } => Kind::Unimplemented,
+            Self::NoRootfs(_) | Self::Rootfs { .. } => Kind::InvalidArgument,
             Self::Mount(error) => error.kind(),
         }
     }
@@ -91,6 +78,7 @@ pub struct Share {
     path: PathBuf,
     /// The same directory below its read-only mount, to make mount points in.
     below: OwnedFd,
+    volumes: Arc<Volumes>,
 }
 
 impl Share {
@@ -106,7 +94,18 @@ impl Share {
         };
         let below = mount::open_path(&path).map_err(failed)?;
         mount::make_stage(&path).map_err(failed)?;
-        Ok(Self { path, below })
+        let volumes = Volumes::new(path.clone(), below.try_clone().map_err(failed)?);
+        Ok(Self {
+            path,
+            below,
+            volumes: Arc::new(volumes),
+        })
+    }
+
+    /// The pod's volumes.
+    #[must_use]
+    pub fn volumes(&self) -> &Volumes {
+        &self.volumes
     }
 
     /// The directory.
@@ -138,7 +137,8 @@ impl Share {
             path: self.path.join(container),
             name: container.to_owned(),
             below,
-            volumes: 0,
+            volumes: Arc::clone(&self.volumes),
+            held: Vec::new(),
             present: true,
         })
     }
@@ -155,7 +155,8 @@ pub struct ContainerShare {
     path: PathBuf,
     name: String,
     below: PathBuf,
-    volumes: usize,
+    volumes: Arc<Volumes>,
+    held: Vec<Lease>,
     present: bool,
 }
 
@@ -189,36 +190,38 @@ impl ContainerShare {
         let allow = Allow {
             read_only: false,
             recursive: true,
+            slave: false,
         };
         mount::bind(source.as_fd(), &target, allow).map_err(failed)
     }
 
-    /// Shares a file or directory of the host and returns its path for the guest, relative to the shared directory.
+    /// Shares a file or directory of the host for as long as the container is there, and returns its path for the guest,
+    /// relative to the shared directory.
     ///
     /// # Errors
-    /// It isn't there, or isn't shared with guests, or the mount fails.
-    pub fn add_volume(&mut self, path: &Path, allow: Allow) -> Result<String, Error> {
-        let failed = |source| Error::Volume {
-            path: path.to_owned(),
-            source,
-        };
-        // From here on it is this very file or directory, whatever becomes of its name.
-        let source = mount::open_path(path).map_err(failed)?;
-        let is_directory = check_volume(path, &source)?;
-        let mounts = self.below.join("mounts");
-        let number = self.volumes.to_string();
-        let place = mounts.join(&number);
-        if self.volumes == 0 {
-            directory(&mounts).map_err(failed)?;
-        }
-        if is_directory {
-            directory(&place).map_err(failed)?;
-        } else {
-            fs::File::create_new(&place).map_err(failed)?;
-        }
-        self.volumes += 1;
-        mount::bind(source.as_fd(), &self.path.join("mounts").join(&number), allow).map_err(failed)?;
-        Ok(format!("{}/mounts/{number}", self.name))
+    /// The mount fails.
+    pub fn add_volume(&mut self, source: &Source, allow: Allow) -> Result<String, volume::Error> {
+        let lease = self
+            .volumes
+            .share(source, allow)
+            .map_err(|error| volume::Error::Share {
+                path: source.path.clone(),
+                source: error,
+            })?;
+        let path = lease.path();
+        self.held.push(lease);
+        Ok(path)
+    }
+
+    /// Shares a volume that the guest copies, until the pod's end. `None` when it can't be watched for changes.
+    ///
+    /// # Errors
+    /// The mount fails.
+    pub fn copy_volume(&mut self, source: &Source) -> Result<Option<String>, volume::Error> {
+        self.volumes.copy(source).map_err(|error| volume::Error::Share {
+            path: source.path.clone(),
+            source: error,
+        })
     }
 
     /// Unmounts and removes the container's part.
@@ -230,6 +233,9 @@ impl ContainerShare {
             cleanup::unmount_below(&self.path)?;
             cleanup::remove_tree(&self.below)?;
             self.present = false;
+        }
+        for lease in self.held.drain(..) {
+            lease.release()?;
         }
         Ok(())
     }
@@ -243,74 +249,9 @@ impl Drop for ContainerShare {
     }
 }
 
-/// File systems that show the host's kernel, not files (statfs(2)).
-const KERNEL_FILE_SYSTEMS: [(i64, &str); 11] = [
-    (0x9fa0, "the host's procfs"),
-    (0x6265_6572, "the host's sysfs"),
-    (0x6367_7270, "the host's cgroup file system"),
-    (0x0027_e0eb, "the host's cgroup file system"),
-    (0x1cd1, "the host's devpts"),
-    (0x1980_0202, "the host's message queues"),
-    (0x6462_6720, "the host's debugfs"),
-    (0x7472_6163, "the host's tracefs"),
-    (0x7363_6673, "the host's securityfs"),
-    (0xcafe_4a11, "the host's BPF file system"),
-    (0x6265_6570, "the host's configfs"),
-];
-
-/// Whether it is a directory; else a regular file.
-fn check_volume(path: &Path, source: &OwnedFd) -> Result<bool, Error> {
-    let refused = |what| Error::Refused {
-        path: path.to_owned(),
-        what,
-    };
-    let failed = |source: io::Error| Error::Volume {
-        path: path.to_owned(),
-        source,
-    };
-    let magic = fstatfs(source)
-        .map_err(|error| failed(error.into()))?
-        .filesystem_type()
-        .0;
-    if let Some((_, what)) = KERNEL_FILE_SYSTEMS.iter().find(|(number, _)| *number == magic) {
-        return Err(refused(what));
-    }
-    // What was opened, not what it was called.
-    let real = fs::read_link(format!("/proc/self/fd/{}", source.as_raw_fd())).map_err(failed)?;
-    if real == Path::new("/") {
-        return Err(refused("the host's whole root"));
-    }
-    for (directory, what) in [
-        ("/dev", "in the host's /dev"),
-        ("/proc", "in the host's /proc"),
-        ("/sys", "in the host's /sys"),
-    ] {
-        if real.starts_with(directory) {
-            return Err(refused(what));
-        }
-    }
-    let file_type = fs::File::from(source.try_clone().map_err(failed)?)
-        .metadata()
-        .map_err(failed)?;
-    match SFlag::from_bits_truncate(file_type.mode() & SFlag::S_IFMT.bits()) {
-        SFlag::S_IFDIR => Ok(true),
-        SFlag::S_IFREG => Ok(false),
-        SFlag::S_IFSOCK => Err(refused("a socket")),
-        SFlag::S_IFIFO => Err(refused("a FIFO")),
-        _ => Err(refused("a device")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
-
     use super::*;
-
-    const WRITABLE: Allow = Allow {
-        read_only: false,
-        recursive: true,
-    };
 
     struct Scratch {
         share: Share,
@@ -382,59 +323,5 @@ mod tests {
         let scratch = Scratch::new();
         let _container = scratch.share.add("c1").unwrap();
         assert!(matches!(scratch.share.add("c1"), Err(Error::Exists(_))));
-    }
-
-    #[test]
-    fn files_and_directories_become_volumes() {
-        let scratch = Scratch::new();
-        let file = scratch.top.path().join("hosts");
-        fs::write(&file, "127.0.0.1").unwrap();
-        let mut container = scratch.share.add("c1").unwrap();
-        let read_only = Allow {
-            read_only: true,
-            ..WRITABLE
-        };
-        assert_eq!(container.add_volume(&file, read_only).unwrap(), "c1/mounts/0");
-        let directory = scratch.top.path().join("data");
-        fs::create_dir(&directory).unwrap();
-        assert_eq!(container.add_volume(&directory, WRITABLE).unwrap(), "c1/mounts/1");
-        let shown = scratch.share.path().join("c1/mounts/0");
-        assert_eq!(fs::read_to_string(&shown).unwrap(), "127.0.0.1");
-        assert!(fs::write(shown, "").is_err());
-        fs::write(scratch.share.path().join("c1/mounts/1/new"), "").unwrap();
-        drop(container);
-        assert!(directory.join("new").exists());
-        assert_eq!(fs::read_dir(scratch.share.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn what_is_the_hosts_alone_is_refused_by_name() {
-        let scratch = Scratch::new();
-        let mut container = scratch.share.add("c1").unwrap();
-        let link = scratch.top.path().join("innocent");
-        std::os::unix::fs::symlink("/proc", &link).unwrap();
-        let socket = scratch.top.path().join("socket");
-        let _listener = UnixListener::bind(&socket).unwrap();
-        for (path, what) in [
-            (Path::new("/proc"), "procfs"),
-            (Path::new("/sys"), "sysfs"),
-            (Path::new("/dev"), "/dev"),
-            (Path::new("/dev/null"), "/dev"),
-            (Path::new("/"), "whole root"),
-            (&link, "procfs"),
-            (&socket, "a socket"),
-        ] {
-            let error = container.add_volume(path, WRITABLE).unwrap_err();
-            assert_eq!(error.kind(), Kind::Unimplemented);
-            let line = error.to_string();
-            assert!(
-                line.contains(what) && line.contains(path.to_str().unwrap()),
-                "{line}"
-            );
-        }
-        let missing = container
-            .add_volume(Path::new("/nonexistent/volume"), WRITABLE)
-            .unwrap_err();
-        assert_eq!(missing.kind(), Kind::InvalidArgument);
     }
 }

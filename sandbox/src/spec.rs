@@ -13,10 +13,14 @@ use sealock_protocol::guest::MAX_SPEC;
 use serde_json::Value;
 
 use crate::{
+    cgroup,
     error::Kind,
-    mount::Allow,
-    share::{self, ContainerShare},
+    share::ContainerShare,
+    volume::{self, bind},
 };
+
+/// The annotation with the pod's UID in Kubernetes.
+const POD_UID: &str = "io.kubernetes.cri.sandbox-uid";
 
 /// Why a specification can't be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +66,7 @@ pub enum Error {
         /// The field.
         field: String,
         /// The reason.
-        source: share::Error,
+        source: volume::Error,
     },
 }
 
@@ -78,14 +82,14 @@ impl Error {
     }
 }
 
-fn invalid(field: impl Into<String>, problem: &'static str) -> Error {
+pub(crate) fn invalid(field: impl Into<String>, problem: &'static str) -> Error {
     Error::Invalid {
         field: field.into(),
         problem,
     }
 }
 
-fn unsupported(field: impl Into<String>, problem: &'static str) -> Error {
+pub(crate) fn unsupported(field: impl Into<String>, problem: &'static str) -> Error {
     Error::Unsupported {
         field: field.into(),
         problem,
@@ -171,7 +175,9 @@ pub fn prepare(
         .ok_or_else(|| invalid("root", "missing"))?;
     root.insert("path".to_owned(), format!("{container}/rootfs").into());
     prepare_namespaces(&mut spec, pod_pid)?;
-    prepare_mounts(&mut spec, bundle, share)?;
+    prepare_cgroup(&mut spec)?;
+    let pod = annotation(&spec, POD_UID).map(str::to_owned);
+    bind::prepare(&mut spec, bundle, pod.as_deref(), share)?;
     let encoded = serde_json::to_vec(&spec).map_err(|source| Error::Broken {
         path: bundle.join("config.json"),
         source,
@@ -220,24 +226,40 @@ fn refuse(spec: &Value) -> Result<(), Error> {
     Ok(())
 }
 
+/// Namespaces that a microVM doesn't have in common with its host, and what would be asked for by leaving them out.
+const NOT_OF_THE_HOST: [(&str, &str); 3] = [
+    (
+        "network",
+        "no \"network\" entry: the host's own network is not given to a microVM (hostNetwork)",
+    ),
+    (
+        "pid",
+        "no \"pid\" entry: the host's processes can't be seen from a microVM (hostPID)",
+    ),
+    (
+        "ipc",
+        "no \"ipc\" entry: the host's shared memory can't be seen from a microVM (hostIPC)",
+    ),
+];
+
 fn prepare_namespaces(spec: &mut Value, pod_pid: u32) -> Result<(), Error> {
     const FIELD: &str = "linux.namespaces";
     let namespaces = spec
         .pointer_mut("/linux/namespaces")
         .and_then(Value::as_array_mut)
         .ok_or_else(|| invalid(FIELD, "missing"))?;
-    let mut network = false;
+    let mut listed = Vec::new();
     for (index, namespace) in namespaces.iter_mut().enumerate() {
         let entry = namespace
             .as_object_mut()
             .ok_or_else(|| invalid(format!("{FIELD}[{index}]"), "not an object"))?;
-        if entry.get("type").and_then(Value::as_str) == Some("network") {
+        let kind = entry.get("type").and_then(Value::as_str).unwrap_or_default();
+        listed.push(kind.to_owned());
+        if kind == "network" {
             // The guest has one network namespace, the pod's; the path is the host's side of it.
             entry.remove("path");
-            network = true;
             continue;
         }
-        let kind = entry.get("type").and_then(Value::as_str).unwrap_or_default();
         match entry.get("path").and_then(Value::as_str) {
             None | Some("") => {}
             Some(path) if path == format!("/proc/{pod_pid}/ns/{}", namespace_file(kind)) => {}
@@ -249,13 +271,12 @@ fn prepare_namespaces(spec: &mut Value, pod_pid: u32) -> Result<(), Error> {
             }
         }
     }
-    if network {
-        Ok(())
-    } else {
-        Err(unsupported(
-            FIELD,
-            "no \"network\" entry: the host's own network is not given to a microVM",
-        ))
+    match NOT_OF_THE_HOST
+        .iter()
+        .find(|(kind, _)| !listed.iter().any(|listed| listed == kind))
+    {
+        None => Ok(()),
+        Some((_, problem)) => Err(unsupported(FIELD, problem)),
     }
 }
 
@@ -268,50 +289,12 @@ fn namespace_file(kind: &str) -> &str {
     }
 }
 
-fn prepare_mounts(spec: &mut Value, bundle: &Path, share: &mut ContainerShare) -> Result<(), Error> {
-    let mounts = match spec.get_mut("mounts") {
-        None | Some(Value::Null) => return Ok(()),
-        Some(mounts) => mounts
-            .as_array_mut()
-            .ok_or_else(|| invalid("mounts", "not a list"))?,
-    };
-    for (index, mount) in mounts.iter_mut().enumerate() {
-        let field = |name: &str| format!("mounts[{index}]{name}");
-        let mount = mount
-            .as_object_mut()
-            .ok_or_else(|| invalid(field(""), "not an object"))?;
-        let options: Vec<&str> = match mount.get("options") {
-            None | Some(Value::Null) => Vec::new(),
-            Some(options) => options
-                .as_array()
-                .and_then(|options| options.iter().map(Value::as_str).collect())
-                .ok_or_else(|| invalid(field(".options"), "not a list of strings"))?,
-        };
-        let has = |names: &[&str]| options.iter().any(|option| names.contains(option));
-        if mount.get("type").and_then(Value::as_str) != Some("bind") && !has(&["bind", "rbind"]) {
-            continue;
-        }
-        if has(&["idmap", "ridmap"]) || mount.contains_key("uidMappings") || mount.contains_key("gidMappings")
-        {
-            return Err(unsupported(field(""), "id-mapped mounts are not supported yet"));
-        }
-        let source = match mount.get("source").and_then(Value::as_str) {
-            Some("") | None => return Err(invalid(field(".source"), "missing")),
-            Some(source) => bundle.join(source),
-        };
-        let allow = Allow {
-            read_only: options
-                .iter()
-                .rev()
-                .find(|option| ["ro", "rw", "rro"].contains(option))
-                .is_some_and(|option| *option != "rw"),
-            recursive: has(&["rbind"]),
-        };
-        let path = share.add_volume(&source, allow).map_err(|source| Error::Volume {
-            field: field(".source"),
-            source,
-        })?;
-        mount.insert("source".to_owned(), path.into());
+/// In the guest it is a path, however systemd would call it.
+fn prepare_cgroup(spec: &mut Value) -> Result<(), Error> {
+    if let Some(path) = cgroup::path_of(spec)?
+        && let Some(linux) = spec.get_mut("linux").and_then(Value::as_object_mut)
+    {
+        linux.insert("cgroupsPath".to_owned(), path.into());
     }
     Ok(())
 }
@@ -364,9 +347,9 @@ mod tests {
         mounts.push(json!({"destination": "/etc/hosts", "type": "bind", "source": "hosts", "options": ["rbind", "ro"]}));
         mounts.push(json!({"destination": "/data", "type": "none", "source": "/usr", "options": ["bind"]}));
         let spec = prepared(spec).unwrap();
-        assert_eq!(spec["mounts"][1]["source"], "c1/mounts/0");
+        assert_eq!(spec["mounts"][1]["source"], ".volumes/0");
         assert_eq!(spec["mounts"][1]["options"], json!(["rbind", "ro"]));
-        assert_eq!(spec["mounts"][2]["source"], "c1/mounts/1");
+        assert_eq!(spec["mounts"][2]["source"], ".volumes/1");
         assert_eq!(spec["mounts"][0]["source"], "proc");
     }
 
@@ -407,12 +390,16 @@ mod tests {
                 "mounts[0].source: /dev is in the host's /dev",
             ),
             (
-                with("/mounts", bind("/proc")),
-                "mounts[0].source: /proc is the host's procfs",
+                with("/linux/namespaces", json!([{"type": "network"}, {"type": "ipc"}])),
+                "linux.namespaces: no \"pid\" entry",
             ),
+            (with("/linux/cgroupsPath", json!("a/../b")), "linux.cgroupsPath: "),
             (
-                with("/mounts", bind("/sys")),
-                "mounts[0].source: /sys is the host's sysfs",
+                with(
+                    "/mounts",
+                    json!([{"destination": "/x", "source": "/usr", "options": ["rbind", "rshared"]}]),
+                ),
+                "mounts[0].options: \"rshared\": ",
             ),
             (with("/mounts", bind("")), "mounts[0].source: missing"),
             (
@@ -424,7 +411,7 @@ mod tests {
                     "/mounts",
                     json!([{"type": "bind", "source": "/usr", "options": ["ridmap"]}]),
                 ),
-                "mounts[0]: id-mapped mounts",
+                "mounts[0]: id-mapped bind mounts",
             ),
             (with("/mounts", json!([3])), "mounts[0]: not an object"),
             (with("/mounts", json!({})), "mounts: not a list"),

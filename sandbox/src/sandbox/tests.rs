@@ -195,8 +195,7 @@ fn run(test: impl Future<Output = ()>) {
 fn request(top: &Path) -> ContainerRequest {
     let bundle = top.join("bundle");
     std::fs::create_dir_all(bundle.join("rootfs")).unwrap();
-    let spec =
-        serde_json::json!({"root": {"path": "rootfs"}, "linux": {"namespaces": [{"type": "network"}]}});
+    let spec = serde_json::json!({"root": {"path": "rootfs"}, "linux": {"namespaces": [{"type": "network"}, {"type": "pid"}, {"type": "ipc"}]}});
     std::fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
     ContainerRequest {
         id: "c1".to_owned(),
