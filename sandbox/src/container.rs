@@ -6,6 +6,7 @@ use std::{
 };
 
 use sealock_protocol::agent::{ContainerStatsResponse, ExecPid};
+use serde_json::Value;
 
 use crate::{
     agent::{Agent, Of},
@@ -45,6 +46,9 @@ pub struct Container {
     share: Mutex<Option<ContainerShare>>,
 }
 
+/// What a container needs on the host: its part of the share, its specification for the guest, its streams.
+type Prepared = (Option<ContainerShare>, Vec<u8>, Attachment);
+
 impl Sandbox {
     /// Creates a container: prepares everything on the host while the guest may still be starting, then asks the agent.
     ///
@@ -60,18 +64,38 @@ impl Sandbox {
         if let (Err(_), Some(failure)) = (&prepared, self.failure()) {
             return Err(failure);
         }
-        let (share, spec, attachment) = prepared?;
+        let prepared = prepared?;
+        self.create_prepared(&request.id, request.pause, prepared).await
+    }
+
+    /// Creates the pod's own container, which only holds what the others share, from `spec` alone.
+    ///
+    /// # Errors
+    /// As [`Sandbox::create_container`].
+    pub async fn create_pause(self: &Arc<Self>, id: &str, spec: Value) -> Result<Container, Error> {
+        state::check_name("the container's identifier", id)?;
+        let attachment = Attachment::new(self, id, false, Streams::default())?;
+        let spec = spec::prepare_pause(spec, self.vmm_pid())?;
+        self.create_prepared(id, true, (None, spec, attachment)).await
+    }
+
+    async fn create_prepared(
+        self: &Arc<Self>,
+        id: &str,
+        pause: bool,
+        (share, spec, attachment): Prepared,
+    ) -> Result<Container, Error> {
         let agent = self.ready().await?;
         self.refresh_volumes(&agent);
-        let created = agent.create_container(&request.id, spec, attachment.stdio(), request.pause);
+        let created = agent.create_container(id, spec, attachment.stdio(), pause);
         let guest_pid = self.answer(created).await?;
         self.timeline().mark("container_created");
         let of = Of {
-            container: request.id.clone(),
+            container: id.to_owned(),
             exec: String::new(),
         };
         Ok(Container {
-            id: request.id.clone(),
+            id: id.to_owned(),
             process: Arc::new(GuestProcess::new(
                 Arc::clone(self),
                 agent,
@@ -83,10 +107,7 @@ impl Sandbox {
         })
     }
 
-    async fn prepare(
-        self: &Arc<Self>,
-        request: &ContainerRequest,
-    ) -> Result<(Option<ContainerShare>, Vec<u8>, Attachment), Error> {
+    async fn prepare(self: &Arc<Self>, request: &ContainerRequest) -> Result<Prepared, Error> {
         let spec = spec::read(&request.bundle)?;
         let owner = Owner {
             namespace: &request.namespace,

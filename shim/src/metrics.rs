@@ -28,6 +28,33 @@ pub fn any(stats: agent::ContainerStatsResponse) -> ttrpc::Result<Any> {
     Ok(any)
 }
 
+/// The sum over a pod's containers of what is one's own; the network is everybody's.
+#[must_use]
+pub fn sum(all: impl IntoIterator<Item = agent::ContainerStatsResponse>) -> agent::ContainerStatsResponse {
+    let mut sum = agent::ContainerStatsResponse::new();
+    for one in all {
+        let cpu = sum.cpu.mut_or_insert_default();
+        for (total, part) in [
+            (&mut cpu.usage_usec, one.cpu.usage_usec),
+            (&mut cpu.user_usec, one.cpu.user_usec),
+            (&mut cpu.system_usec, one.cpu.system_usec),
+        ] {
+            *total = total.saturating_add(part);
+        }
+        let memory = sum.memory.mut_or_insert_default();
+        memory.usage = memory.usage.saturating_add(one.memory.usage);
+        memory.usage_limit = u64::MAX;
+        for (name, part) in one.memory.stat.iter().take(MAX_ENTRIES) {
+            let total = memory.stat.entry(name.clone()).or_default();
+            *total = total.saturating_add(*part);
+        }
+        let pids = sum.pids.mut_or_insert_default();
+        pids.current = pids.current.saturating_add(one.pids.current);
+        sum.interfaces = one.interfaces;
+    }
+    sum
+}
+
 fn metrics(stats: agent::ContainerStatsResponse) -> Metrics {
     let mut metrics = Metrics::new();
     metrics.pids = stats.pids.into_option().map(pids).into();
@@ -220,5 +247,24 @@ mod tests {
         assert_eq!((metrics.cpu.usage_usec, metrics.cpu.psi.some.total), (11, 13));
         assert_eq!((metrics.pids.current, metrics.pids.limit), (2, 0));
         assert!(metrics.rdma.is_none());
+    }
+
+    #[test]
+    fn a_pods_figures_are_the_sum_of_its_containers() {
+        let one = |usage, anon| {
+            let mut stats = agent::ContainerStatsResponse::new();
+            stats.cpu.mut_or_insert_default().usage_usec = usage;
+            let memory = stats.memory.mut_or_insert_default();
+            memory.usage = usage;
+            memory.stat.insert("anon".to_owned(), anon);
+            stats.pids.mut_or_insert_default().current = 1;
+            stats
+        };
+        let sum = sum([one(1, 10), one(2, u64::MAX)]);
+        assert_eq!(
+            (sum.cpu.usage_usec, sum.memory.usage, sum.pids.current),
+            (3, 3, 2)
+        );
+        assert_eq!(sum.memory.stat["anon"], u64::MAX);
     }
 }

@@ -94,6 +94,27 @@ impl Pod {
         }
     }
 
+    /// From now on its life is governed by the sandbox API: it goes on without tasks.
+    pub fn govern(&self) {
+        self.governed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has a machine, or none could be started.
+    #[must_use]
+    pub fn has_machine(&self) -> bool {
+        self.machine.borrow().is_some()
+    }
+
+    /// Every task there is.
+    #[must_use]
+    pub fn all_tasks(&self) -> Vec<Arc<Task>> {
+        let created = |slot: &Slot| match slot {
+            Slot::Created(task) => Some(Arc::clone(task)),
+            Slot::Creating => None,
+        };
+        self.tasks().values().filter_map(created).collect()
+    }
+
     /// Tells containerd what happens by itself in the guest.
     async fn attend(self: Arc<Self>, sandbox: Arc<Sandbox>) {
         loop {
@@ -268,6 +289,11 @@ impl Pod {
         }
         // Before the answer: what containerd does next is to look for what is left.
         self.stop().await;
+        self.end();
+    }
+
+    /// Ends the shim.
+    pub fn end(&self) {
         self.shutdown.notify_one();
     }
 

@@ -3,6 +3,7 @@
 use std::{os::unix::net::UnixListener, path::PathBuf, sync::Arc, time::Duration};
 
 use containerd_shim_protos::{
+    sandbox_async::create_sandbox,
     shim_async::create_task,
     ttrpc::r#async::{Server, transport::Listener},
 };
@@ -18,7 +19,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{address::Address, events::Events, log, pod::Pod, service::Service};
+use crate::{
+    address::Address, events::Events, log, pod::Pod, pod_sandbox::PodSandbox,
+    sandbox_service::SandboxService, service::Service,
+};
 
 /// The service's name for containerd 2, and as it is generated.
 const TASK_V3: &str = "containerd.task.v3.Task";
@@ -38,8 +42,8 @@ pub struct Shim {
     pub address: Address,
     /// The first container's bundle.
     pub bundle: PathBuf,
-    /// The first container's specification.
-    pub spec: Value,
+    /// The first container's specification; none where the pod is made by the sandbox API.
+    pub spec: Option<Value>,
     /// containerd's namespace.
     pub namespace: String,
     /// The pod's identifier.
@@ -62,19 +66,30 @@ impl Shim {
         log::start(&self.bundle, level);
         // Nothing is to be relative to the bundle, nor to keep it busy.
         let _ = std::env::set_current_dir("/");
-        let request = PodRequest {
-            namespace: &self.namespace,
-            id: &self.pod,
-            spec: &self.spec,
-        };
         // Before there is a runtime: the machine starts while containerd still reads our address.
-        let launched = config
-            .map_err(Error::from)
-            .and_then(|config| launch(&config, request, self.timeline));
+        let launched = self.spec.as_ref().map(|spec| {
+            let request = PodRequest {
+                namespace: &self.namespace,
+                id: &self.pod,
+                spec,
+            };
+            let timeline = self.timeline.clone();
+            config
+                .map_err(Error::from)
+                .and_then(|config| launch(&config, request, timeline))
+        });
         let served = Builder::new_current_thread()
             .enable_all()
             .build()
-            .and_then(|runtime| runtime.block_on(serve(self.listener, launched, &self.namespace)));
+            .and_then(|runtime| {
+                runtime.block_on(serve(
+                    self.listener,
+                    launched,
+                    &self.namespace,
+                    &self.pod,
+                    self.timeline,
+                ))
+            });
         if let Err(error) = served {
             tracing::error!(error = line(&error), "cannot serve containerd");
         }
@@ -86,21 +101,26 @@ impl Shim {
 
 async fn serve(
     listener: UnixListener,
-    launched: Result<Launched, Error>,
+    launched: Option<Result<Launched, Error>>,
     namespace: &str,
+    id: &str,
+    timeline: Timeline,
 ) -> std::io::Result<()> {
     let address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
     let pod = Arc::new(Pod::new(namespace, Arc::new(Events::start(&address, namespace))));
-    pod.run_on(launched.and_then(Launched::supervise).map_err(|error| {
-        tracing::error!(error = line(&error), "the pod did not start");
-        Arc::new(error)
-    }));
+    if let Some(launched) = launched {
+        pod.run_on(launched.and_then(Launched::supervise).map_err(|error| {
+            tracing::error!(error = line(&error), "the pod did not start");
+            Arc::new(error)
+        }));
+    }
     let service = Arc::new(Service::new(Arc::clone(&pod)));
-
     let mut methods = create_task(service.clone());
     if let Some(same) = create_task(service).remove(TASK_V3) {
         methods.insert(TASK_V2.to_owned(), same);
     }
+    let sandbox = Arc::new(PodSandbox::new(Arc::clone(&pod), id, timeline));
+    methods.extend(create_sandbox(Arc::new(SandboxService::new(sandbox))));
     let mut server = Server::new()
         .add_listener(Listener::try_from(listener)?)
         .register_service(methods);

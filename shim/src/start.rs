@@ -38,8 +38,15 @@ pub enum Error {
 /// There is no shim then.
 pub fn run(args: &Args, timeline: Timeline) -> Result<(), Error> {
     let bundle = std::env::current_dir().map_err(|error| Error::System("find the bundle", error))?;
-    let spec = spec::read(&bundle)?;
-    let pod = pod_of(&spec, &args.id).to_owned();
+    // The bundle of a sandbox (containerd's sandbox API) has none: what it is to be comes with a request.
+    let spec = match fs::exists(bundle.join("config.json")) {
+        Ok(false) => None,
+        _ => Some(spec::read(&bundle)?),
+    };
+    let pod = spec
+        .as_ref()
+        .map_or(args.id.as_str(), |spec| pod_of(spec, &args.id));
+    let pod = pod.to_owned();
     for (what, name) in [
         ("the namespace", &args.namespace),
         ("the container's identifier", &args.id),
