@@ -14,7 +14,7 @@ use nix::{
     },
 };
 use sealock_protocol::{
-    control::{self, Event, MachineConfig, Request},
+    control::{self, Event, MachineConfig, NetConfig, Request},
     seqpacket::{self, SeqPacket},
 };
 
@@ -33,10 +33,14 @@ pub enum Error {
     #[error("cannot receive from the control socket")]
     Receive(#[source] seqpacket::Error),
     /// Not what comes first.
-    #[error("the first message on the control socket must be the configuration, with {expected} descriptors, not {given}",
-        expected = control::CONFIGURE_FDS)]
-    NotConfigured {
-        /// The descriptors that came.
+    #[error("the first message on the control socket must be the configuration, which comes once")]
+    NotConfigured,
+    /// Not everything that belongs to it came along.
+    #[error("the configuration needs {needed} descriptors, not {given}")]
+    Descriptors {
+        /// That must come.
+        needed: usize,
+        /// That came.
         given: usize,
     },
 }
@@ -60,6 +64,23 @@ pub struct Configuration {
     pub broker: SeqPacket,
     /// The file server.
     pub files: SeqPacket,
+    /// The network devices with their descriptors.
+    pub nets: Vec<(NetConfig, Vec<OwnedFd>)>,
+}
+
+/// What can be plugged into a running machine.
+pub trait Sockets {
+    /// Plugs a network device with its descriptors in.
+    ///
+    /// # Errors
+    /// Why not, in one line.
+    fn add_net(&mut self, config: &NetConfig, descriptors: Vec<OwnedFd>) -> Result<(), String>;
+
+    /// Unplugs the network device with the hardware address `mac`. Its descriptors are closed when this returns.
+    ///
+    /// # Errors
+    /// There is none.
+    fn remove_net(&mut self, mac: [u8; 6]) -> Result<(), String>;
 }
 
 impl Control {
@@ -87,23 +108,36 @@ impl Control {
     /// # Errors
     /// The shim sent something else, or nothing.
     pub fn configuration(&self) -> Result<Configuration, Error> {
-        let (request, fds) = self.receive()?;
+        let (Request::Configure(machine), mut fds) = self.receive()? else {
+            return Err(Error::NotConfigured);
+        };
         let given = fds.len();
-        let fds = <[OwnedFd; control::CONFIGURE_FDS]>::try_from(fds);
-        match (request, fds) {
-            (Request::Configure(machine), Ok([kvm, kernel, initramfs, root, broker, files])) => {
-                Ok(Configuration {
-                    machine,
-                    kvm,
-                    kernel: kernel.into(),
-                    initramfs: initramfs.into(),
-                    root,
-                    broker: broker.into(),
-                    files: files.into(),
-                })
-            }
-            _ => Err(Error::NotConfigured { given }),
+        // At most 255 times 255 times 2 beyond, whatever they say.
+        let needed = control::CONFIGURE_FDS + machine.nets.iter().map(NetConfig::descriptors).sum::<usize>();
+        if given != needed {
+            return Err(Error::Descriptors { needed, given });
         }
+        let mut of_nets = fds.split_off(control::CONFIGURE_FDS).into_iter();
+        let Ok([kvm, kernel, initramfs, root, broker, files]) =
+            <[OwnedFd; control::CONFIGURE_FDS]>::try_from(fds)
+        else {
+            return Err(Error::Descriptors { needed, given });
+        };
+        let nets = machine
+            .nets
+            .iter()
+            .map(|net| (net.clone(), of_nets.by_ref().take(net.descriptors()).collect()))
+            .collect();
+        Ok(Configuration {
+            machine,
+            kvm,
+            kernel: kernel.into(),
+            initramfs: initramfs.into(),
+            root,
+            broker: broker.into(),
+            files: files.into(),
+            nets,
+        })
     }
 
     /// Tells the shim. If it can't be told any more, it is gone, and the next wait will say so.
@@ -111,11 +145,11 @@ impl Control {
         let _ = self.0.send_json(event, &[]);
     }
 
-    /// Answers the shim's questions until the machine ends (`Ok`) or the shim does.
+    /// Does what the shim asks for until the machine ends (`Ok`) or the shim does.
     ///
     /// # Errors
     /// [`Error::Closed`], or the shim sent something that makes no sense.
-    pub fn serve(&self, console: &Console, ending: &Ending) -> Result<(), Error> {
+    pub fn serve(&self, console: &Console, ending: &Ending, machine: &mut impl Sockets) -> Result<(), Error> {
         loop {
             let mut watched = [
                 PollFd::new(self.0.as_fd(), PollFlags::POLLIN),
@@ -131,15 +165,15 @@ impl Control {
             if watched[0].any().unwrap_or(false) {
                 match self.receive()? {
                     (Request::ReadConsole, _) => self.tell(&Event::Console { tail: console.tail() }),
-                    (Request::AddNet(net), _) => self.tell(&Event::NetAdded {
+                    (Request::AddNet(net), fds) => self.tell(&Event::NetAdded {
                         mac: net.mac,
-                        error: "network devices are not supported yet".to_owned(),
+                        error: machine.add_net(&net, fds).err().unwrap_or_default(),
                     }),
                     (Request::RemoveNet { mac }, _) => self.tell(&Event::NetRemoved {
                         mac,
-                        error: "there is no such network device".to_owned(),
+                        error: machine.remove_net(mac).err().unwrap_or_default(),
                     }),
-                    (Request::Configure(_), fds) => return Err(Error::NotConfigured { given: fds.len() }),
+                    (Request::Configure(_), _) => return Err(Error::NotConfigured),
                 }
             }
         }
@@ -159,15 +193,45 @@ mod tests {
         (Control::new(vmm.into()), shim)
     }
 
-    fn machine() -> Request {
+    struct NoSockets;
+
+    impl Sockets for NoSockets {
+        fn add_net(&mut self, _config: &NetConfig, descriptors: Vec<OwnedFd>) -> Result<(), String> {
+            if descriptors.is_empty() {
+                return Err("nothing to plug in".to_owned());
+            }
+            Ok(())
+        }
+
+        fn remove_net(&mut self, _mac: [u8; 6]) -> Result<(), String> {
+            Err("no such thing".to_owned())
+        }
+    }
+
+    fn net(queue_pairs: u8, vhost: bool) -> NetConfig {
+        NetConfig {
+            mac: [2, 0, 0, 0, 0, queue_pairs],
+            mtu: 1500,
+            queue_pairs,
+            vhost,
+            receive_limit: None,
+            send_limit: None,
+        }
+    }
+
+    fn machine_with(nets: Vec<NetConfig>) -> Request {
         Request::Configure(MachineConfig {
             vcpus: 1,
             memory_mib: 128,
             console: false,
             uid: 0,
             gid: 0,
-            nets: Vec::new(),
+            nets,
         })
+    }
+
+    fn machine() -> Request {
+        machine_with(Vec::new())
     }
 
     #[test]
@@ -176,13 +240,65 @@ mod tests {
             let (control, shim) = control();
             let (_, end) = std::io::pipe().unwrap();
             shim.send_json(&machine(), &vec![end.as_fd(); count]).unwrap();
-            assert!(matches!(control.configuration(), Err(Error::NotConfigured { given }) if given == count));
+            assert!(
+                matches!(control.configuration(), Err(Error::Descriptors { needed: control::CONFIGURE_FDS, given }) if given == count)
+            );
         }
         let (control, shim) = control();
         let (_, end) = std::io::pipe().unwrap();
         shim.send_json(&machine(), &[end.as_fd(); control::CONFIGURE_FDS])
             .unwrap();
         assert_eq!(control.configuration().unwrap().machine.memory_mib, 128);
+    }
+
+    #[test]
+    fn each_network_device_gets_its_own_descriptors() {
+        let (control, shim) = control();
+        let (_, end) = std::io::pipe().unwrap();
+        let nets = vec![net(2, false), net(1, true), net(4, true)];
+        let fds = control::CONFIGURE_FDS + 2 + 2 + 8;
+        shim.send_json(&machine_with(nets.clone()), &vec![end.as_fd(); fds])
+            .unwrap();
+        let configuration = control.configuration().unwrap();
+        let given: Vec<_> = configuration
+            .nets
+            .iter()
+            .map(|(net, fds)| (net.clone(), fds.len()))
+            .collect();
+        let expected: Vec<_> = nets.into_iter().zip([2, 2, 8]).collect();
+        assert_eq!(given, expected);
+    }
+
+    #[test]
+    fn what_became_of_plugging_is_told() {
+        let (control, shim) = control();
+        let ending = Ending::new().unwrap();
+        let served = thread::spawn({
+            let ending = ending.clone();
+            move || control.serve(&Console::default(), &ending, &mut NoSockets)
+        });
+        let (_, end) = std::io::pipe().unwrap();
+        let mac = [2, 0, 0, 0, 0, 1];
+        let ask = |request: Request, fds: &[std::os::fd::BorrowedFd<'_>]| {
+            shim.send_json(&request, fds).unwrap();
+            shim.receive_json::<Event>(control::MAX_MESSAGE).unwrap().0
+        };
+        let added = |error: &str| Event::NetAdded {
+            mac,
+            error: error.to_owned(),
+        };
+        assert_eq!(ask(Request::AddNet(net(1, false)), &[end.as_fd()]), added(""));
+        assert_eq!(
+            ask(Request::AddNet(net(1, false)), &[]),
+            added("nothing to plug in")
+        );
+        let error = "no such thing".to_owned();
+        assert_eq!(
+            ask(Request::RemoveNet { mac }, &[]),
+            Event::NetRemoved { mac, error }
+        );
+        ending.end(ExitReason::Poweroff, "");
+        served.join().unwrap().unwrap();
     }
 
     #[test]
@@ -193,7 +309,7 @@ mod tests {
         let ending = Ending::new().unwrap();
         let served = thread::spawn({
             let ending = ending.clone();
-            move || control.serve(&console, &ending)
+            move || control.serve(&console, &ending, &mut NoSockets)
         });
         shim.send_json(&Request::ReadConsole, &[]).unwrap();
         let (event, _) = shim.receive_json::<Event>(control::MAX_MESSAGE).unwrap();
@@ -206,7 +322,7 @@ mod tests {
     fn a_closed_socket_ends_it() {
         let (control, shim) = control();
         drop(shim);
-        let ended = control.serve(&Console::default(), &Ending::new().unwrap());
+        let ended = control.serve(&Console::default(), &Ending::new().unwrap(), &mut NoSockets);
         assert!(matches!(ended, Err(Error::Closed)));
     }
 }

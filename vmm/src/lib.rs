@@ -5,7 +5,7 @@
 //! 1. [`run`] takes the control socket and waits for the configuration and its descriptors ([`control`]).
 //! 2. [`jail`] gives up the rights that are left.
 //! 3. [`machine`] makes the machine: [`memory`], kernel and [`initramfs`] ([`arch`]), [`pci`] with [`pvpanic`] and the
-//!    [`virtio`] devices ([`vsock`], [`mod@fs`]), [`vcpu`]s.
+//!    [`virtio`] devices ([`vsock`], [`mod@fs`], [`net`]), [`vcpu`]s.
 //! 4. The vCPUs' threads run the guest, the [`event_loop`]s serve the devices, the main thread answers the shim.
 //! 5. Whoever finds that the machine has ended says so to [`ending`]; the main thread tells the shim and exits.
 
@@ -23,6 +23,7 @@ pub mod initramfs;
 pub mod jail;
 pub mod machine;
 pub mod memory;
+pub mod net;
 pub mod pci;
 mod process;
 pub mod pvpanic;

@@ -11,7 +11,7 @@ use std::{
 use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use sealock_protocol::{
-    control::{ExitReason, MachineConfig},
+    control::{ExitReason, MachineConfig, NetConfig},
     timeline::Mark,
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -27,20 +27,21 @@ use crate::{
     coalesced::CoalescedWrites,
     command_line::command_line,
     console::Console,
+    control::Sockets,
     ending::Ending,
     event_loop::EventLoops,
     initramfs::{self, Initramfs},
-    memory,
+    memory, net,
     pci::{
         bridge::HostBridge,
         bus::{self, Bus},
-        msix::{KvmMessenger, Messenger},
+        msix::KvmMessenger,
     },
     pvpanic::Pvpanic,
     vcpu::{Surroundings, Vcpus},
     virtio::{
         device::{Memory, VirtioDevice},
-        pci::VirtioPci,
+        pci::{Doorbells, VirtioPci, Wiring},
     },
 };
 
@@ -97,6 +98,22 @@ pub enum Error {
     /// There are more devices than slots.
     #[error(transparent)]
     Bus(#[from] bus::Full),
+    /// A network device's configuration, or its tap.
+    #[error("cannot make network device {}", mac_name(mac))]
+    Net {
+        /// Its hardware address.
+        mac: [u8; 6],
+        /// Why not.
+        #[source]
+        source: net::Error,
+    },
+    /// Two network devices that nothing tells apart.
+    #[error("there is a network device {} already", mac_name(.0))]
+    SameNet([u8; 6]),
+}
+
+fn mac_name(mac: &[u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 impl Error {
@@ -108,7 +125,10 @@ impl Error {
             | Self::Memory(memory::Error::Amount(_))
             | Self::Kernel(kernel::Error::NotElf(_))
             | Self::Initramfs(initramfs::Error::NotCpio(_))
-            | Self::Boot(boot::Error::MemoryTooSmall { .. }) => ExitReason::Config,
+            | Self::Boot(boot::Error::MemoryTooSmall { .. })
+            | Self::Bus(_)
+            | Self::Net { .. }
+            | Self::SameNet(_) => ExitReason::Config,
             _ => ExitReason::Host,
         }
     }
@@ -152,6 +172,8 @@ pub struct Parts {
     pub initramfs: File,
     /// The virtio devices, in the order of their slots.
     pub devices: Vec<Box<dyn VirtioDevice>>,
+    /// The network devices, which come after them.
+    pub nets: Vec<(NetConfig, Vec<OwnedFd>)>,
     /// Where the serial port writes.
     pub console: Console,
     /// To be told when the guest ends.
@@ -162,8 +184,7 @@ pub struct Parts {
 pub struct Machine {
     vcpus: Vec<VcpuFd>,
     surroundings: Arc<Surroundings>,
-    loops: Arc<EventLoops>,
-    memory: Memory,
+    backplane: Backplane,
 }
 
 impl Machine {
@@ -203,7 +224,7 @@ impl Machine {
                 &kvm_system,
                 &config,
                 memory.clone(),
-                parts.devices,
+                (parts.devices, parts.nets),
                 parts.console,
                 ending,
             );
@@ -226,20 +247,31 @@ impl Machine {
         system: &Kvm,
         config: &MachineConfig,
         memory: Memory,
-        devices: Vec<Box<dyn VirtioDevice>>,
+        (devices, nets): (Vec<Box<dyn VirtioDevice>>, Vec<(NetConfig, Vec<OwnedFd>)>),
         console: Console,
         ending: Ending,
     ) -> Result<Self, Error> {
         let vm = Arc::new(system.create_vm().map_err(kvm("create a virtual machine"))?);
         memory::give(&vm, &memory)?;
         prepare_interrupts(&vm)?;
-        let loops = Arc::new(EventLoops::new(ending.clone()));
         let pci = Arc::new(Bus::default());
         pci.attach(|_| Ok::<_, Error>(HostBridge::default()))?;
         pci.attach(|slot| Ok::<_, Error>(Pvpanic::new(slot, ending.clone())))?;
-        let messenger: Arc<dyn Messenger> = Arc::new(KvmMessenger(vm.clone()));
+        let mut backplane = Backplane {
+            pci: pci.clone(),
+            wiring: Wiring {
+                memory,
+                loops: Arc::new(EventLoops::new(ending.clone())),
+                messenger: Arc::new(KvmMessenger(vm.clone())),
+                doorbells: Arc::new(KvmDoorbells(vm.clone())),
+            },
+            nets: Vec::new(),
+        };
         for device in devices {
-            attach(&pci, &vm, device, &memory, &loops, &messenger)?;
+            backplane.attach(device)?;
+        }
+        for (net, descriptors) in nets {
+            backplane.attach_net(&net, descriptors)?;
         }
         let serial = EventFd::new(EFD_NONBLOCK).map_err(host("make an eventfd"))?;
         vm.register_irqfd(&serial, SERIAL_INTERRUPT.into())
@@ -260,8 +292,7 @@ impl Machine {
                 pci,
                 ending,
             }),
-            loops,
-            memory,
+            backplane,
         })
     }
 
@@ -270,13 +301,15 @@ impl Machine {
     /// # Errors
     /// The host has no threads left.
     pub fn start(self) -> Result<RunningMachine, Error> {
-        self.loops
+        self.backplane
+            .wiring
+            .loops
             .start()
             .map_err(host("start the devices' event loop"))?;
         let vcpus = Vcpus::start(self.vcpus, &self.surroundings).map_err(host("start the virtual CPUs"))?;
         Ok(RunningMachine {
             vcpus,
-            _memory: self.memory,
+            backplane: self.backplane,
         })
     }
 }
@@ -284,16 +317,81 @@ impl Machine {
 /// A machine whose virtual CPUs run.
 pub struct RunningMachine {
     vcpus: Vcpus,
-    /// Mapped as long as they do.
-    _memory: Memory,
+    /// With the memory, which is mapped as long as they run.
+    backplane: Backplane,
 }
 
 impl RunningMachine {
     /// Stops the vCPUs after the machine's [`Ending`] has been told. The process is to end next.
     pub fn stop(self, patience: std::time::Duration) {
         self.vcpus.stop(patience);
-        // Should a vCPU not have stopped in time, it still needs its memory.
-        std::mem::forget(self._memory);
+        // Should a vCPU not have stopped in time, it still needs its memory; and devices needn't be stopped one by one.
+        std::mem::forget(self.backplane);
+    }
+}
+
+impl Sockets for RunningMachine {
+    fn add_net(&mut self, config: &NetConfig, descriptors: Vec<OwnedFd>) -> Result<(), String> {
+        self.backplane
+            .attach_net(config, descriptors)
+            .map_err(|error| crate::chain(&error))
+    }
+
+    fn remove_net(&mut self, mac: [u8; 6]) -> Result<(), String> {
+        self.backplane.detach_net(mac)
+    }
+}
+
+/// The bus with what its functions are connected to.
+struct Backplane {
+    pci: Arc<Bus>,
+    wiring: Wiring,
+    /// The hardware address and the slot of each network device.
+    nets: Vec<([u8; 6], u8)>,
+}
+
+impl Backplane {
+    fn attach(&self, device: Box<dyn VirtioDevice>) -> Result<u8, Error> {
+        self.pci.attach(|slot| {
+            VirtioPci::new(slot, device, &self.wiring)
+                .map_err(host("connect a device's queues to its notifications"))
+        })
+    }
+
+    fn attach_net(&mut self, config: &NetConfig, descriptors: Vec<OwnedFd>) -> Result<(), Error> {
+        let mac = config.mac;
+        if self.nets.iter().any(|(other, _)| *other == mac) {
+            return Err(Error::SameNet(mac));
+        }
+        let device = net::Net::new(config, descriptors).map_err(|source| Error::Net { mac, source })?;
+        let slot = self.attach(Box::new(device))?;
+        self.nets.push((mac, slot));
+        Ok(())
+    }
+
+    fn detach_net(&mut self, mac: [u8; 6]) -> Result<(), String> {
+        let place = self.nets.iter().position(|(other, _)| *other == mac);
+        let place = place.ok_or_else(|| format!("there is no network device {}", mac_name(&mac)))?;
+        let (_, slot) = self.nets.swap_remove(place);
+        self.pci.detach(slot);
+        Ok(())
+    }
+}
+
+/// KVM's ioeventfds.
+struct KvmDoorbells(Arc<VmFd>);
+
+impl Doorbells for KvmDoorbells {
+    fn connect(&self, address: u64, kick: &EventFd) -> io::Result<()> {
+        let address = IoEventAddress::Mmio(address);
+        Ok(self.0.register_ioevent(kick, &address, NoDatamatch)?)
+    }
+
+    fn disconnect(&self, address: u64, kick: &EventFd) {
+        // Fails only for what isn't connected.
+        let _ = self
+            .0
+            .unregister_ioevent(kick, &IoEventAddress::Mmio(address), NoDatamatch);
     }
 }
 
@@ -331,25 +429,6 @@ fn coalesce(system: &Kvm, vm: &VmFd, vcpu: &VcpuFd) -> Result<CoalescedWrites, E
         .map_err(kvm("coalesce writes to PCI's address register"))?;
     let page = u32::try_from(system.check_extension_int(Cap::CoalescedMmio)).unwrap_or(0);
     CoalescedWrites::new(vcpu, page).map_err(host("map the ring of coalesced writes"))
-}
-
-fn attach(
-    pci: &Bus,
-    vm: &VmFd,
-    device: Box<dyn VirtioDevice>,
-    memory: &Memory,
-    loops: &Arc<EventLoops>,
-    messenger: &Arc<dyn Messenger>,
-) -> Result<(), Error> {
-    pci.attach(|slot| {
-        let function = VirtioPci::new(slot, device, memory.clone(), loops.clone(), messenger.clone())
-            .map_err(host("make a device's eventfds"))?;
-        for (address, kick) in function.notifications() {
-            vm.register_ioevent(kick, &IoEventAddress::Mmio(address), NoDatamatch)
-                .map_err(kvm("watch a queue's notifications"))?;
-        }
-        Ok(function)
-    })
 }
 
 fn vcpu(vm: &VmFd, id: u8, count: u8, supported: &CpuId) -> Result<VcpuFd, Error> {

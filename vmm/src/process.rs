@@ -110,13 +110,14 @@ fn serve(
         kernel: configuration.kernel,
         initramfs: configuration.initramfs,
         devices,
+        nets: configuration.nets,
         console: console.clone(),
         ending: ending.clone(),
     };
-    let machine = Machine::new(parts, &mut marks)?.start()?;
+    let mut machine = Machine::new(parts, &mut marks)?.start()?;
     marks.push(Mark::now("vmm_vcpus_started"));
     control.tell(&Event::Running { marks });
-    let served = control.serve(console, &ending);
+    let served = control.serve(console, &ending, &mut machine);
     if let Err(error) = served {
         let failure = Failure::from(error);
         ending.end(failure.reason, failure.detail);

@@ -56,6 +56,10 @@ impl Function for Pvpanic {
         self.config.write(offset, data);
     }
 
+    fn region(&self) -> Option<Region> {
+        self.config.region()
+    }
+
     /// The events that may be told.
     fn read_memory(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0);

@@ -2,12 +2,11 @@
 
 use std::io;
 
-use event_manager::MutEventSubscriber;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use sealock_protocol::{relay::MAX_MESSAGE, seqpacket::SeqPacket};
 
 use super::session::Session;
-use crate::virtio::device::{ActivateError, Activation, EventLoop, VirtioDevice};
+use crate::virtio::device::{ActivateError, Activation, Part, VirtioDevice};
 
 /// The device type (virtio 1.2, 5).
 const DEVICE_TYPE: u32 = 26;
@@ -81,20 +80,13 @@ impl VirtioDevice for FileSystem {
         data[..length].copy_from_slice(&rest[..length]);
     }
 
-    fn activate(
-        &mut self,
-        activation: Activation,
-    ) -> Result<Box<dyn MutEventSubscriber + Send>, ActivateError> {
+    fn activate(&mut self, activation: Activation) -> Result<Vec<Part>, ActivateError> {
         let failed = |what| move |source| ActivateError::Host { what, source };
         let server = self.server.take().ok_or_else(|| {
             failed("serve files to a second driver")(io::Error::other("the file server knows the first one"))
         })?;
         let session = Session::new(activation, server)?;
-        Ok(Box::new(session))
-    }
-
-    fn event_loop(&self) -> EventLoop {
-        EventLoop::Own("fs")
+        Ok(vec![Part::own("fs", session)])
     }
 }
 

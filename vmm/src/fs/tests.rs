@@ -33,7 +33,7 @@ use super::{
     FileSystem,
     wire::{self, CREATE, FORGET, OPEN, READ, RELEASE, WRITE, WRITE_CACHE},
 };
-use crate::virtio::device::{Activation, ActiveQueue, QueueInterrupt, VirtioDevice};
+use crate::virtio::device::{Activation, ActiveQueue, DriverInterrupt, VirtioDevice};
 
 const GETATTR: u32 = 3;
 const NODE: u64 = 5;
@@ -45,7 +45,7 @@ const WRITABLE: u16 = 2;
 
 struct Interrupts(AtomicUsize);
 
-impl QueueInterrupt for Interrupts {
+impl DriverInterrupt for Interrupts {
     fn trigger(&self) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
@@ -109,9 +109,10 @@ impl<'m> Bench<'m> {
             memory: Arc::clone(memory),
             features: 0,
             queues: active.collect(),
+            config_interrupt: interrupts.clone(),
         };
         let mut events = EventManager::new().unwrap();
-        events.add_subscriber(device.activate(activation).unwrap());
+        events.add_subscriber(device.activate(activation).unwrap().remove(0).subscriber);
         Self {
             memory,
             queues,

@@ -1,7 +1,11 @@
 //! The bus: which function answers to a configuration or memory access.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{
+    Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+    atomic::{AtomicU64, Ordering},
+};
 
+use super::config::Region;
 use crate::arch::x86_64::layout::PCI_WINDOW;
 
 /// The number of devices on a bus.
@@ -18,12 +22,17 @@ pub trait Function: Send {
     /// Writes 1, 2 or 4 bytes of the configuration space, within one double word.
     fn write_config(&mut self, offset: u8, data: &[u8]);
 
-    /// Reads 1 to 8 bytes of the memory region, `offset` and what follows being below [`REGION_SIZE`].
+    /// Its memory region, which only [`Function::write_config`] moves; none for most that have no registers.
+    fn region(&self) -> Option<Region> {
+        None
+    }
+
+    /// Reads 1 to 8 bytes that lie within the memory region.
     fn read_memory(&mut self, _offset: u64, data: &mut [u8]) {
         data.fill(0xff);
     }
 
-    /// Writes 1 to 8 bytes of the memory region, `offset` and what follows being below [`REGION_SIZE`].
+    /// Writes 1 to 8 bytes that lie within the memory region.
     fn write_memory(&mut self, _offset: u64, _data: &[u8]) {}
 }
 
@@ -41,136 +50,245 @@ pub struct Slot {
 #[error("the PCI bus has no free slot left of {SLOTS}")]
 pub struct Full;
 
-/// The bus.
+/// The bus. Functions come and go while nothing accesses it.
 #[derive(Default)]
-pub struct Bus {
-    functions: RwLock<Vec<Arc<Mutex<dyn Function>>>>,
+pub struct Bus(RwLock<[Option<Occupied>; SLOTS as usize]>);
+
+/// A slot with a function.
+struct Occupied {
+    function: Mutex<Box<dyn Function>>,
+    /// The address of its region in the upper half, the size in the lower; 0 without one.
+    region: AtomicU64,
+}
+
+impl Occupied {
+    fn function(&self) -> MutexGuard<'_, Box<dyn Function>> {
+        self.function.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How far into the region `length` bytes at `address` begin, if they lie within it.
+    fn offset(&self, address: u64, length: usize) -> Option<u64> {
+        let region = self.region.load(Ordering::Acquire);
+        let offset = address.checked_sub(region >> 32)?;
+        let end = offset.checked_add(length as u64)?;
+        (end <= region & u64::from(u32::MAX)).then_some(offset)
+    }
+}
+
+fn packed(region: Option<Region>) -> u64 {
+    region.map_or(0, |region| {
+        u64::from(region.address) << 32 | u64::from(region.size)
+    })
 }
 
 impl Bus {
-    /// The address of the memory region of the function in slot `slot`.
+    /// Where the memory region of the function in slot `slot` is at first.
     #[must_use]
     pub fn region(slot: u8) -> u64 {
         PCI_WINDOW + u64::from(slot) * REGION_SIZE
     }
 
-    /// Puts the function that `build` makes into the next free slot.
+    fn slots(&self) -> RwLockReadGuard<'_, [Option<Occupied>; SLOTS as usize]> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn slots_mut(&self) -> RwLockWriteGuard<'_, [Option<Occupied>; SLOTS as usize]> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts the function that `build` makes into the first free slot and returns its number.
     ///
     /// # Errors
     /// There is none, or `build` fails.
     pub fn attach<F: Function + 'static, E: From<Full>>(
         &self,
         build: impl FnOnce(Slot) -> Result<F, E>,
-    ) -> Result<(), E> {
-        let mut functions = self.functions.write().unwrap_or_else(PoisonError::into_inner);
-        let number = u8::try_from(functions.len()).unwrap_or(SLOTS);
-        if number >= SLOTS {
-            return Err(Full.into());
-        }
+    ) -> Result<u8, E> {
+        let mut slots = self.slots_mut();
+        let (number, free) = (0..)
+            .zip(slots.iter_mut())
+            .find(|(_, slot)| slot.is_none())
+            .ok_or(Full)?;
         let function = build(Slot {
             number,
             region: Self::region(number),
         })?;
-        functions.push(Arc::new(Mutex::new(function)));
-        Ok(())
+        *free = Some(Occupied {
+            region: AtomicU64::new(packed(function.region())),
+            function: Mutex::new(Box::new(function)),
+        });
+        Ok(number)
     }
 
-    fn function(&self, slot: usize) -> Option<Arc<Mutex<dyn Function>>> {
-        let functions = self.functions.read().unwrap_or_else(PoisonError::into_inner);
-        functions.get(slot).cloned()
+    /// Takes the function out of slot `slot`, if there is one. When this returns, it exists no longer.
+    pub fn detach(&self, slot: u8) {
+        let taken = self.slots_mut().get_mut(usize::from(slot)).and_then(Option::take);
+        // Not under the lock: it may have to wait for its threads.
+        drop(taken);
     }
 
     /// Reads configuration registers; an empty slot reads as all ones.
     pub fn read_config(&self, slot: u8, offset: u8, data: &mut [u8]) {
-        match self.function(slot.into()) {
-            Some(function) => lock(&function).read_config(offset, data),
-            None => data.fill(0xff),
+        match self.slots().get(usize::from(slot)) {
+            Some(Some(occupied)) => occupied.function().read_config(offset, data),
+            _ => data.fill(0xff),
         }
     }
 
     /// Writes configuration registers.
     pub fn write_config(&self, slot: u8, offset: u8, data: &[u8]) {
-        if let Some(function) = self.function(slot.into()) {
-            lock(&function).write_config(offset, data);
+        if let Some(Some(occupied)) = self.slots().get(usize::from(slot)) {
+            let mut function = occupied.function();
+            function.write_config(offset, data);
+            occupied
+                .region
+                .store(packed(function.region()), Ordering::Release);
         }
     }
 
     /// Reads from a memory address of the guest outside of its RAM; where there is nothing it reads as all ones.
     pub fn read_memory(&self, address: u64, data: &mut [u8]) {
-        match self.target(address, data.len()) {
-            Some((function, offset)) => lock(&function).read_memory(offset, data),
+        let length = data.len();
+        match target(&*self.slots(), address, length) {
+            Some((occupied, offset)) => occupied.function().read_memory(offset, data),
             None => data.fill(0xff),
         }
     }
 
     /// Writes to a memory address of the guest outside of its RAM.
     pub fn write_memory(&self, address: u64, data: &[u8]) {
-        if let Some((function, offset)) = self.target(address, data.len()) {
-            lock(&function).write_memory(offset, data);
+        if let Some((occupied, offset)) = target(&*self.slots(), address, data.len()) {
+            occupied.function().write_memory(offset, data);
         }
-    }
-
-    fn target(&self, address: u64, length: usize) -> Option<(Arc<Mutex<dyn Function>>, u64)> {
-        let within = address.checked_sub(PCI_WINDOW)?;
-        let offset = within % REGION_SIZE;
-        if offset + length as u64 > REGION_SIZE {
-            return None;
-        }
-        let slot = usize::try_from(within / REGION_SIZE).ok()?;
-        Some((self.function(slot)?, offset))
     }
 }
 
-fn lock<'a>(function: &'a Arc<Mutex<dyn Function>>) -> std::sync::MutexGuard<'a, dyn Function + 'static> {
-    function.lock().unwrap_or_else(PoisonError::into_inner)
+/// The function whose region `length` bytes at `address` lie in, and where there.
+fn target(slots: &[Option<Occupied>], address: u64, length: usize) -> Option<(&Occupied, u64)> {
+    slots
+        .iter()
+        .flatten()
+        .find_map(|occupied| Some((occupied, occupied.offset(address, length)?)))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    };
+
     use super::*;
 
-    struct Echo;
+    /// Says where it is read, and when it is gone.
+    struct Echo {
+        region: Region,
+        gone: Arc<AtomicBool>,
+    }
+
+    impl Echo {
+        fn new(slot: Slot) -> Self {
+            Self {
+                region: Region {
+                    address: slot.region as u32,
+                    size: 0x8000,
+                },
+                gone: Arc::default(),
+            }
+        }
+    }
 
     impl Function for Echo {
         fn read_config(&mut self, offset: u8, data: &mut [u8]) {
             data.fill(offset);
         }
 
-        fn write_config(&mut self, _offset: u8, _data: &[u8]) {}
+        fn write_config(&mut self, _offset: u8, data: &[u8]) {
+            self.region.address = u32::from_le_bytes(data.try_into().unwrap());
+        }
+
+        fn region(&self) -> Option<Region> {
+            Some(self.region)
+        }
 
         fn read_memory(&mut self, offset: u64, data: &mut [u8]) {
-            assert!(offset + data.len() as u64 <= REGION_SIZE);
+            assert!(offset + data.len() as u64 <= 0x8000);
             data.fill(7);
         }
+    }
+
+    impl Drop for Echo {
+        fn drop(&mut self) {
+            self.gone.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn read(bus: &Bus, address: u64) -> [u8; 4] {
+        let mut data = [0; 4];
+        bus.read_memory(address, &mut data);
+        data
     }
 
     #[test]
     fn the_bus_has_32_slots() {
         let bus = Bus::default();
         for number in 0..32 {
-            bus.attach(|slot| {
-                assert_eq!(slot.number, number);
-                Ok::<_, Full>(Echo)
-            })
-            .unwrap();
+            let slot = bus.attach(|slot| Ok::<_, Full>(Echo::new(slot))).unwrap();
+            assert_eq!(slot, number);
         }
-        assert!(bus.attach(|_| Ok::<_, Full>(Echo)).is_err());
+        assert!(bus.attach(|slot| Ok::<_, Full>(Echo::new(slot))).is_err());
     }
 
     #[test]
-    fn memory_accesses_reach_the_slot_they_lie_in_whole() {
+    fn a_function_that_is_detached_is_gone_and_its_slot_is_free() {
         let bus = Bus::default();
-        bus.attach(|_| Ok::<_, Full>(Echo)).unwrap();
-        let read = |address| {
-            let mut data = [0; 4];
-            bus.read_memory(address, &mut data);
-            data
-        };
-        assert_eq!(read(PCI_WINDOW), [7; 4]);
-        assert_eq!(read(PCI_WINDOW + REGION_SIZE - 4), [7; 4]);
-        assert_eq!(read(PCI_WINDOW + REGION_SIZE - 2), [0xff; 4]);
-        assert_eq!(read(PCI_WINDOW + REGION_SIZE), [0xff; 4]);
-        assert_eq!(read(0), [0xff; 4]);
-        assert_eq!(read(u64::MAX), [0xff; 4]);
+        let mut gone = Arc::default();
+        for _ in 0..3 {
+            bus.attach(|slot| {
+                let echo = Echo::new(slot);
+                gone = echo.gone.clone();
+                Ok::<_, Full>(echo)
+            })
+            .unwrap();
+        }
+        bus.detach(2);
+        assert!(gone.load(Ordering::Relaxed));
+        assert_eq!(read(&bus, Bus::region(2)), [0xff; 4]);
+        let mut id = [0; 4];
+        bus.read_config(2, 9, &mut id);
+        assert_eq!(id, [0xff; 4]);
+        bus.write_config(2, 16, &[0; 4]);
+        bus.detach(2);
+        bus.detach(99);
+        assert_eq!(bus.attach(|slot| Ok::<_, Full>(Echo::new(slot))).unwrap(), 2);
+        assert_eq!(read(&bus, Bus::region(2)), [7; 4]);
+    }
+
+    #[test]
+    fn memory_accesses_reach_the_region_they_lie_in_whole() {
+        let bus = Bus::default();
+        bus.attach(|slot| Ok::<_, Full>(Echo::new(slot))).unwrap();
+        assert_eq!(read(&bus, PCI_WINDOW), [7; 4]);
+        assert_eq!(read(&bus, PCI_WINDOW + 0x7ffc), [7; 4]);
+        assert_eq!(read(&bus, PCI_WINDOW + 0x7ffe), [0xff; 4]);
+        assert_eq!(read(&bus, PCI_WINDOW + 0x8000), [0xff; 4]);
+        assert_eq!(read(&bus, 0), [0xff; 4]);
+        assert_eq!(read(&bus, u64::MAX), [0xff; 4]);
+    }
+
+    #[test]
+    fn a_region_answers_where_the_guest_has_moved_it() {
+        let bus = Bus::default();
+        for _ in 0..2 {
+            bus.attach(|slot| Ok::<_, Full>(Echo::new(slot))).unwrap();
+        }
+        bus.write_config(1, 16, &0x0800_8000_u32.to_le_bytes());
+        assert_eq!(read(&bus, Bus::region(1)), [0xff; 4]);
+        assert_eq!(read(&bus, 0x0800_8000), [7; 4]);
+        assert_eq!(read(&bus, 0x0800_fffc), [7; 4]);
+        assert_eq!(read(&bus, Bus::region(0)), [7; 4]);
+        bus.write_config(1, 16, &0xffff_8000_u32.to_le_bytes());
+        assert_eq!(read(&bus, 0xffff_fffc), [7; 4]);
+        assert_eq!(read(&bus, 0xffff_fffe), [0xff; 4]);
     }
 }

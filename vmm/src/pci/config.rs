@@ -51,7 +51,7 @@ pub struct Config {
     /// Where the next capability goes.
     end: usize,
     region: Option<Region>,
-    /// The guest has written all ones to the base address register, to read back the size.
+    /// The guest has written all ones to the base address register, to read back the size. The region stays meanwhile.
     sizing: bool,
 }
 
@@ -132,11 +132,20 @@ impl Config {
         }
     }
 
+    /// The memory region, where it is now.
+    #[must_use]
+    pub fn region(&self) -> Option<Region> {
+        self.region
+    }
+
     /// Writes registers, as far as the guest may.
     pub fn write(&mut self, offset: u8, data: &[u8]) {
         let offset = usize::from(offset);
         if offset == REGION {
             self.sizing = data == [0xff; 4];
+            if let (false, Ok(address), Some(region)) = (self.sizing, data.try_into(), &mut self.region) {
+                region.address = u32::from_le_bytes(address) & !(region.size - 1);
+            }
             return;
         }
         for (place, byte) in (offset..SIZE).zip(data) {
@@ -195,13 +204,15 @@ mod tests {
     }
 
     #[test]
-    fn the_guest_learns_the_size_of_a_region_and_cannot_move_it() {
+    fn the_guest_learns_the_size_of_a_region_and_moves_it_by_that() {
         let mut config = config();
         assert_eq!(config.read_u32(0x10), 0xc001_0000);
         config.write(0x10, &[0xff; 4]);
         assert_eq!(config.read_u32(0x10), 0xffff_8000);
-        config.write(0x10, &0xd000_0000_u32.to_le_bytes());
-        assert_eq!(config.read_u32(0x10), 0xc001_0000);
+        config.write(0x10, &0xd000_8fff_u32.to_le_bytes());
+        assert_eq!(config.read_u32(0x10), 0xd000_8000);
+        config.write(0x10, &[0xff, 0xff]);
+        assert_eq!(config.read_u32(0x10), 0xd000_8000, "half a register is none");
         config.write(0x14, &[0xff; 4]);
         assert_eq!(config.read_u32(0x14), 0, "there is no second region");
     }

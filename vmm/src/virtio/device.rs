@@ -3,7 +3,7 @@
 use std::{io, sync::Arc};
 
 use event_manager::MutEventSubscriber;
-use virtio_queue::Queue;
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -30,28 +30,53 @@ pub trait VirtioDevice: Send {
     /// Writes to it; most device types have nothing to be written.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
+    /// Changes whenever what [`VirtioDevice::read_config`] reads does (virtio 1.2, 2.5.2).
+    fn config_generation(&self) -> u8 {
+        0
+    }
+
     /// Begins to serve the queues: called once when the driver sets DRIVER_OK, with addresses and sizes that have been
-    /// checked and stay frozen from then on. What is returned is put on an event loop and dropped on reset.
+    /// checked and stay frozen from then on. What is returned is put on event loops and dropped on reset.
     ///
     /// # Errors
     /// The device cannot work with what the driver set up; the transport sets DEVICE_NEEDS_RESET.
-    fn activate(
-        &mut self,
-        activation: Activation,
-    ) -> Result<Box<dyn MutEventSubscriber + Send>, ActivateError>;
+    fn activate(&mut self, activation: Activation) -> Result<Vec<Part>, ActivateError>;
+}
 
-    /// The event loop that [`VirtioDevice::activate`]'s result is to run on.
-    fn event_loop(&self) -> EventLoop {
-        EventLoop::Shared
+/// A part of an active device, served by itself; most devices have one.
+pub struct Part {
+    /// What serves it.
+    pub subscriber: Box<dyn MutEventSubscriber + Send>,
+    /// Where.
+    pub event_loop: EventLoop,
+}
+
+impl Part {
+    /// A part with the other devices.
+    #[must_use]
+    pub fn shared(subscriber: impl MutEventSubscriber + Send + 'static) -> Self {
+        Self {
+            subscriber: Box::new(subscriber),
+            event_loop: EventLoop::Shared,
+        }
+    }
+
+    /// A part on a thread called `name`.
+    #[must_use]
+    pub fn own(name: &'static str, subscriber: impl MutEventSubscriber + Send + 'static) -> Self {
+        Self {
+            subscriber: Box::new(subscriber),
+            event_loop: EventLoop::Own(name),
+        }
     }
 }
 
-/// Where an active device runs.
+/// Where a part of an active device runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventLoop {
     /// With the other devices, in the one event loop thread: its work never blocks.
     Shared,
-    /// On a thread of its own of this name, because its system calls can block.
+    /// On a thread of its own of this name, because its system calls can block or take long.
     Own(&'static str),
 }
 
@@ -64,6 +89,8 @@ pub struct Activation {
     /// The queues in the device type's order. A queue that the driver has not enabled is there, not ready
     /// (`Queue::ready()` is false) and never kicked.
     pub queues: Vec<ActiveQueue>,
+    /// Tells the driver that the device-specific configuration has changed.
+    pub config_interrupt: Arc<dyn DriverInterrupt>,
 }
 
 /// One queue of an active device.
@@ -73,13 +100,46 @@ pub struct ActiveQueue {
     /// Readable when the driver has made descriptor chains available.
     pub kick: EventFd,
     /// Tells the driver that chains were used.
-    pub interrupt: Arc<dyn QueueInterrupt>,
+    pub interrupt: Arc<dyn DriverInterrupt>,
 }
 
+/// The driver has broken the rules of the queue: it is not to be looked at again.
+#[derive(Debug)]
+pub struct Broken;
+
 impl ActiveQueue {
+    /// The next available chain. When there is none, the driver is asked to notify, and will; while there are some, not.
+    ///
+    /// # Errors
+    /// The available ring contradicts itself.
+    pub fn next_chain<'m>(
+        &mut self,
+        memory: &'m GuestMemoryMmap,
+    ) -> Result<Option<DescriptorChain<&'m GuestMemoryMmap>>, Broken> {
+        let queue = &mut self.queue;
+        let mut chain = queue.iter(memory).map_err(|_| Broken)?.next();
+        if chain.is_none() {
+            if !queue.enable_notification(memory).map_err(|_| Broken)? {
+                return Ok(None);
+            }
+            // Some became available in between. If there are none even so, the ring contradicts itself.
+            chain = queue.iter(memory).map_err(|_| Broken)?.next();
+            if chain.is_none() {
+                return Err(Broken);
+            }
+        }
+        queue.disable_notification(memory).map_err(|_| Broken)?;
+        Ok(chain)
+    }
+
+    /// Has the event loop come back to this queue.
+    pub fn come_back(&self) {
+        // Fails only when the counter is full, and then the event is there.
+        let _ = self.kick.write(1);
+    }
+
     /// Interrupts the driver about used chains unless it asked not to be (virtio 1.2, 2.7.7 and 2.7.10).
     pub fn notify_driver(&mut self, memory: &GuestMemoryMmap) {
-        use virtio_queue::QueueT;
         // A ring that can't be read leaves the choice to us: an interrupt too many is harmless.
         if self.queue.needs_notification(memory).unwrap_or(true) {
             self.interrupt.trigger();
@@ -87,9 +147,9 @@ impl ActiveQueue {
     }
 }
 
-/// The interrupt of a queue.
-pub trait QueueInterrupt: Send + Sync {
-    /// Interrupts the driver: the queue has used chains. Never blocks; callable from any thread.
+/// An interrupt for the driver, of a queue or of the configuration.
+pub trait DriverInterrupt: Send + Sync {
+    /// Interrupts the driver. Never blocks; callable from any thread.
     fn trigger(&self);
 }
 

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU8, AtomicU16, Ordering},
 };
 
-use super::device::QueueInterrupt;
+use super::device::DriverInterrupt;
 use crate::pci::msix::Msix;
 
 /// "No interrupt" (`VIRTIO_MSI_NO_VECTOR`).
@@ -114,9 +114,18 @@ pub struct OfQueue {
     pub queue: usize,
 }
 
-impl QueueInterrupt for OfQueue {
+impl DriverInterrupt for OfQueue {
     fn trigger(&self) {
         self.interrupts.trigger_queue(self.queue);
+    }
+}
+
+/// The interrupt of the configuration.
+pub struct OfConfig(pub Arc<Interrupts>);
+
+impl DriverInterrupt for OfConfig {
+    fn trigger(&self) {
+        self.0.trigger_config();
     }
 }
 

@@ -6,10 +6,14 @@
 //! | [`transport`] | negotiation, queues, activation, reset |
 //! | [`interrupt`] | which vector a queue or the configuration interrupts with |
 //! | [`pci`] | the PCI function with the transport's registers |
+//! | [`used`] | a used ring written in batches |
 //! | [`rng`] | the entropy device |
 
 pub mod device;
 pub mod interrupt;
 pub mod pci;
+#[cfg(test)]
+pub mod ring;
 pub mod rng;
 pub mod transport;
+pub mod used;

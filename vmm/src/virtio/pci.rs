@@ -51,10 +51,37 @@ const CFG_ISR: u8 = 3;
 const CFG_DEVICE: u8 = 4;
 const CFG_PCI: u8 = 5;
 
+/// Has KVM signal an eventfd when the guest writes to an address.
+pub trait Doorbells: Send + Sync {
+    /// Signals `kick` whenever something is written to `address`.
+    ///
+    /// # Errors
+    /// Something is signalled there already, or KVM has no more of them.
+    fn connect(&self, address: u64, kick: &EventFd) -> io::Result<()>;
+
+    /// Does so no longer.
+    fn disconnect(&self, address: u64, kick: &EventFd);
+}
+
+/// What every function is connected to. Clones are the same.
+#[derive(Clone)]
+pub struct Wiring {
+    /// The guest's memory.
+    pub memory: Memory,
+    /// Where devices run.
+    pub loops: Arc<EventLoops>,
+    /// Where interrupts go.
+    pub messenger: Arc<dyn Messenger>,
+    /// Where notifications come from.
+    pub doorbells: Arc<dyn Doorbells>,
+}
+
 /// The function.
 pub struct VirtioPci {
     config: Config,
-    region: u64,
+    /// Where the notifications are connected, by the region's address.
+    connected: u64,
+    doorbells: Arc<dyn Doorbells>,
     transport: Transport,
     interrupts: Arc<Interrupts>,
     /// Where the MSI-X capability is.
@@ -70,17 +97,11 @@ impl VirtioPci {
     /// The function for `device` in `slot`.
     ///
     /// # Errors
-    /// The host has no descriptors left.
+    /// The host has no descriptors left, or KVM doesn't watch more addresses.
     ///
     /// # Panics
     /// The device type has more queues than any has: a mistake of whoever wrote the device.
-    pub fn new(
-        slot: Slot,
-        device: Box<dyn VirtioDevice>,
-        memory: Memory,
-        loops: Arc<EventLoops>,
-        messenger: Arc<dyn Messenger>,
-    ) -> io::Result<Self> {
+    pub fn new(slot: Slot, device: Box<dyn VirtioDevice>, wiring: &Wiring) -> io::Result<Self> {
         let queues = device.queue_max_sizes().len();
         assert!(queues < 255, "a device has fewer than 255 queues");
         let vectors = queues as u16 + 1;
@@ -129,24 +150,56 @@ impl VirtioPci {
         writable[6..].fill(0xff);
         let window = config.add_capability(VENDOR_CAPABILITY, &structure(CFG_PCI, 0, 0, &[0; 4]), &writable);
 
-        let interrupts = Arc::new(Interrupts::new(queues, vectors, Msix::new(vectors, messenger)));
-        Ok(Self {
+        let interrupts = Arc::new(Interrupts::new(
+            queues,
+            vectors,
+            Msix::new(vectors, wiring.messenger.clone()),
+        ));
+        let transport = Transport::new(
+            device,
+            wiring.memory.clone(),
+            wiring.loops.clone(),
+            interrupts.clone(),
+        )?;
+        let function = Self {
             config,
-            region: slot.region,
-            transport: Transport::new(device, memory, loops, interrupts.clone())?,
+            connected: slot.region,
+            doorbells: wiring.doorbells.clone(),
+            transport,
             interrupts,
             msix,
             window,
             device_feature_select: 0,
             driver_feature_select: 0,
             queue_select: 0,
-        })
+        };
+        for (address, kick) in function.notifications() {
+            function.doorbells.connect(address, kick)?;
+        }
+        Ok(function)
     }
 
     /// Where the driver notifies each queue, and the eventfd that a write there is to signal.
-    pub fn notifications(&self) -> impl Iterator<Item = (u64, &EventFd)> {
-        let addresses = (self.region + NOTIFY..).step_by(NOTIFY_MULTIPLIER as usize);
+    fn notifications(&self) -> impl Iterator<Item = (u64, &EventFd)> {
+        let addresses = (self.connected + NOTIFY..).step_by(NOTIFY_MULTIPLIER as usize);
         addresses.zip(self.transport.kicks())
+    }
+
+    fn disconnect(&self) {
+        for (address, kick) in self.notifications() {
+            self.doorbells.disconnect(address, kick);
+        }
+    }
+
+    /// Follows the region to where the guest has moved it.
+    fn reconnect(&mut self, region: u64) {
+        self.disconnect();
+        self.connected = region;
+        for (address, kick) in self.notifications() {
+            // Where the guest has put it upon another function's region, or anywhere else it isn't heard, that is the
+            // guest's loss. What isn't connected comes as a write to the region.
+            let _ = self.doorbells.connect(address, kick);
+        }
     }
 
     /// Reads the common configuration structure (4.1.4.3) in the width of each field, 64-bit fields in halves.
@@ -171,7 +224,7 @@ impl VirtioPci {
             (16, 2) => self.interrupts.config_vector().into(),
             (18, 2) => self.transport.queue_count() as u32,
             (20, 1) => self.transport.status().into(),
-            // The configuration never changes under the driver: generation 0.
+            (21, 1) => self.transport.config_generation().into(),
             (22, 2) => self.queue_select.into(),
             (24, 2) => queue.map_or(0, |queue| queue.size).into(),
             (26, 2) => self.interrupts.queue_vector(selected).into(),
@@ -273,6 +326,11 @@ impl Function for VirtioPci {
 
     fn write_config(&mut self, offset: u8, data: &[u8]) {
         self.config.write(offset, data);
+        if let Some(region) = self.config.region()
+            && u64::from(region.address) != self.connected
+        {
+            self.reconnect(region.address.into());
+        }
         let control = self.msix + 2;
         if (offset..)
             .zip(data)
@@ -284,6 +342,10 @@ impl Function for VirtioPci {
             let length = self.window_length();
             self.write_memory(target, &data[..length]);
         }
+    }
+
+    fn region(&self) -> Option<Region> {
+        self.config.region()
     }
 
     fn read_memory(&mut self, offset: u64, data: &mut [u8]) {
@@ -316,6 +378,13 @@ impl Function for VirtioPci {
             TABLE => self.interrupts.msix().write_table(within, data),
             _ => {}
         }
+    }
+}
+
+impl Drop for VirtioPci {
+    /// It was taken off the bus.
+    fn drop(&mut self) {
+        self.disconnect();
     }
 }
 

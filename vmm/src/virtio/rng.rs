@@ -7,7 +7,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 
-use super::device::{ActivateError, Activation, ActiveQueue, Memory, VirtioDevice};
+use super::device::{ActivateError, Activation, ActiveQueue, Memory, Part, VirtioDevice};
 
 /// The most bytes for one request: a driver that asks for more gets fewer, as it must expect.
 const MAX_REQUEST: usize = 4096;
@@ -29,13 +29,10 @@ impl VirtioDevice for Rng {
 
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
-    fn activate(
-        &mut self,
-        activation: Activation,
-    ) -> Result<Box<dyn MutEventSubscriber + Send>, ActivateError> {
+    fn activate(&mut self, activation: Activation) -> Result<Vec<Part>, ActivateError> {
         let Activation { memory, queues, .. } = activation;
         match queues.into_iter().next() {
-            Some(queue) if queue.queue.ready() => Ok(Box::new(ActiveRng { memory, queue })),
+            Some(queue) if queue.queue.ready() => Ok(vec![Part::shared(ActiveRng { memory, queue })]),
             _ => Err(ActivateError::QueueNotEnabled(0)),
         }
     }
@@ -137,12 +134,12 @@ mod tests {
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
     use super::*;
-    use crate::virtio::device::QueueInterrupt;
+    use crate::virtio::device::DriverInterrupt;
 
     #[derive(Default)]
     struct Count(AtomicUsize);
 
-    impl QueueInterrupt for Count {
+    impl DriverInterrupt for Count {
         fn trigger(&self) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }

@@ -19,7 +19,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
     device::{Activation, ActiveQueue, Memory, VirtioDevice},
-    interrupt::{Interrupts, OfQueue},
+    interrupt::{Interrupts, OfConfig, OfQueue},
 };
 use crate::event_loop::{EventLoops, Running};
 
@@ -61,7 +61,7 @@ pub struct Transport {
     features: u64,
     queues: Vec<QueueSetup>,
     kicks: Vec<EventFd>,
-    running: Option<Running>,
+    running: Vec<Running>,
     /// A driver can fail as often as it likes; the log hears of it once.
     complained: bool,
 }
@@ -104,7 +104,7 @@ impl Transport {
             features: 0,
             queues: Vec::new(),
             kicks,
-            running: None,
+            running: Vec::new(),
             complained: false,
         };
         transport.queues = transport.unset_queues();
@@ -247,29 +247,45 @@ impl Transport {
                 }),
             });
         }
-        let subscriber = self.device.activate(Activation {
+        let parts = self.device.activate(Activation {
             memory: self.memory.clone(),
             features: self.features,
             queues,
+            config_interrupt: Arc::new(OfConfig(self.interrupts.clone())),
         })?;
-        let running = self
-            .loops
-            .add(self.device.event_loop(), subscriber)
-            .map_err(Error::Loop)?;
-        self.running = Some(running);
+        for part in parts {
+            match self.loops.add(part.event_loop, part.subscriber) {
+                Ok(running) => self.running.push(running),
+                Err(error) => {
+                    self.stop();
+                    return Err(Error::Loop(error));
+                }
+            }
+        }
         Ok(())
+    }
+
+    /// Stops the device. When this returns, it no longer touches the guest's memory.
+    fn stop(&mut self) {
+        for running in self.running.drain(..) {
+            self.loops.remove(running);
+        }
     }
 
     /// Stops the device and forgets everything the driver set. When this returns, the device no longer touches the
     /// guest's memory.
     pub fn reset(&mut self) {
-        if let Some(running) = self.running.take() {
-            self.loops.remove(running);
-        }
+        self.stop();
         self.status = 0;
         self.features = 0;
         self.queues = self.unset_queues();
         self.interrupts.reset();
+    }
+
+    /// Changes with the device-specific configuration.
+    #[must_use]
+    pub fn config_generation(&self) -> u8 {
+        self.device.config_generation()
     }
 
     /// Reads the device-specific configuration.
@@ -283,6 +299,13 @@ impl Transport {
         if self.status & FEATURES_OK != 0 {
             self.device.write_config(offset, data);
         }
+    }
+}
+
+impl Drop for Transport {
+    /// The function was taken off the bus.
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
@@ -317,7 +340,7 @@ pub(crate) mod tests {
     use crate::{
         ending::Ending,
         pci::msix::{Msix, tests::Recorder},
-        virtio::device::ActivateError,
+        virtio::device::{ActivateError, Part},
     };
 
     /// What happened to a device.
@@ -368,10 +391,7 @@ pub(crate) mod tests {
             self.0.lock().unwrap().config.push((offset, data.to_vec()));
         }
 
-        fn activate(
-            &mut self,
-            activation: Activation,
-        ) -> Result<Box<dyn MutEventSubscriber + Send>, ActivateError> {
+        fn activate(&mut self, activation: Activation) -> Result<Vec<Part>, ActivateError> {
             let mut log = self.0.lock().unwrap();
             if log.fail {
                 return Err(ActivateError::QueueNotEnabled(0));
@@ -380,7 +400,7 @@ pub(crate) mod tests {
             let sizes = sizes.map(|active| active.queue.size()).collect();
             log.activations.push((activation.features, sizes));
             drop(log);
-            Ok(Box::new(Active(self.0.clone())))
+            Ok(vec![Part::shared(Active(self.0.clone()))])
         }
     }
 

@@ -10,14 +10,13 @@ use std::{
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use sealock_protocol::seqpacket::SeqPacket;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
+use virtio_queue::{QueueOwnedT, QueueT};
 
 use super::{
     muxer::Muxer,
     packet::{Blank, Received},
 };
-use crate::virtio::device::{ActivateError, Activation, ActiveQueue, Memory, VirtioDevice};
+use crate::virtio::device::{ActivateError, Activation, ActiveQueue, Broken, Memory, Part, VirtioDevice};
 
 /// The queues (virtio 1.2, 5.10.2): for packets to the guest, from the guest, and for events.
 const RECEIVE: usize = 0;
@@ -88,10 +87,7 @@ impl VirtioDevice for Vsock {
         }
     }
 
-    fn activate(
-        &mut self,
-        activation: Activation,
-    ) -> Result<Box<dyn MutEventSubscriber + Send>, ActivateError> {
+    fn activate(&mut self, activation: Activation) -> Result<Vec<Part>, ActivateError> {
         let mut queues = activation.queues.into_iter().enumerate();
         let mut next = |expected: usize, needed: bool| match queues.next() {
             Some((index, queue)) if index == expected && (queue.queue.ready() || !needed) => Ok(queue),
@@ -101,7 +97,7 @@ impl VirtioDevice for Vsock {
         let transmit = next(TRANSMIT, true)?;
         // Events are sent only after a restore.
         let _event = next(EVENT, false)?;
-        Ok(Box::new(Active {
+        Ok(vec![Part::shared(Active {
             memory: activation.memory,
             receive,
             transmit,
@@ -109,7 +105,7 @@ impl VirtioDevice for Vsock {
             transmit_broken: false,
             transmit_waits: false,
             muxer: Arc::clone(&self.muxer),
-        }))
+        })])
     }
 }
 
@@ -139,7 +135,7 @@ impl Active {
         muxer.finish();
         // Either the turn was over or the guest had left too many answers lying and has now taken some.
         if self.transmit_waits && muxer.takes_packets() {
-            kick(&self.transmit);
+            self.transmit.come_back();
         }
     }
 
@@ -151,7 +147,7 @@ impl Active {
             if self.transmit_broken || !muxer.takes_packets() {
                 break;
             }
-            match next_chain(&mut self.transmit.queue, &memory) {
+            match self.transmit.next_chain(&memory) {
                 Ok(Some(chain)) => {
                     let head = chain.head_index();
                     // One that is no packet is dropped.
@@ -181,12 +177,11 @@ impl Active {
         let mut turns = CHAINS_AT_ONCE;
         while muxer.wants_buffer() && !self.receive_broken {
             if turns == 0 {
-                kick(&self.receive);
+                self.receive.come_back();
                 break;
             }
             turns -= 1;
-            let queue = &mut self.receive.queue;
-            let chain = match next_chain(queue, &memory) {
+            let chain = match self.receive.next_chain(&memory) {
                 Ok(Some(chain)) => chain,
                 Ok(None) => break,
                 Err(Broken) => {
@@ -195,6 +190,7 @@ impl Active {
                 }
             };
             let head = chain.head_index();
+            let queue = &mut self.receive.queue;
             let len = match Blank::from_chain(&memory, chain) {
                 Ok(blank) => match muxer.fill(&blank.payload) {
                     Some(header) => blank.finish(&header),
@@ -230,7 +226,7 @@ impl MutEventSubscriber for Active {
         }
         // Whatever became available before, in another process even.
         self.transmit_waits = true;
-        kick(&self.transmit);
+        self.transmit.come_back();
     }
 
     fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
@@ -257,33 +253,4 @@ impl Drop for Active {
 fn lock(muxer: &Mutex<Muxer>) -> MutexGuard<'_, Muxer> {
     // A panic elsewhere ends the process; whatever it left is dropped.
     muxer.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Has the event loop come back to `queue`.
-fn kick(queue: &ActiveQueue) {
-    // Fails only when the counter is full, and then the event is there.
-    let _ = queue.kick.write(1);
-}
-
-/// The driver has broken the rules of the queue.
-struct Broken;
-
-/// The next available chain. When there is none, the driver is asked to kick and will; while there are some, not.
-fn next_chain<'m>(
-    queue: &mut Queue,
-    memory: &'m GuestMemoryMmap,
-) -> Result<Option<DescriptorChain<&'m GuestMemoryMmap>>, Broken> {
-    let mut chain = queue.iter(memory).map_err(|_| Broken)?.next();
-    if chain.is_none() {
-        if !queue.enable_notification(memory).map_err(|_| Broken)? {
-            return Ok(None);
-        }
-        // Some became available in between. If there are none even so, the ring contradicts itself.
-        chain = queue.iter(memory).map_err(|_| Broken)?.next();
-        if chain.is_none() {
-            return Err(Broken);
-        }
-    }
-    queue.disable_notification(memory).map_err(|_| Broken)?;
-    Ok(chain)
 }

@@ -21,9 +21,11 @@ use vmm_sys_util::{
     eventfd::{EFD_NONBLOCK, EventFd},
 };
 
-use super::ring::{NEXT, Ring, WRITE};
 use crate::{
-    virtio::device::{Activation, ActiveQueue, Memory, QueueInterrupt, VirtioDevice},
+    virtio::{
+        device::{Activation, ActiveQueue, DriverInterrupt, Memory, VirtioDevice},
+        ring::{NEXT, Ring, WRITE},
+    },
     vsock::{
         connection::{BUF_ALLOC, Ports},
         device::Vsock,
@@ -60,7 +62,7 @@ impl Packet {
 
 struct Interrupt(AtomicUsize);
 
-impl QueueInterrupt for Interrupt {
+impl DriverInterrupt for Interrupt {
     fn trigger(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
@@ -391,8 +393,11 @@ fn activate(
             memory: memory.clone(),
             features,
             queues,
+            config_interrupt: interrupt.clone(),
         })
         .unwrap()
+        .remove(0)
+        .subscriber
 }
 
 /// A packet's header as an honest guest sends it.

@@ -5,10 +5,8 @@ use std::{io::Read, os::unix::net::UnixStream, time::Duration};
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{
-    guest::{CID, Guest, packet},
-    ring::{NEXT, WRITE},
-};
+use super::guest::{CID, Guest, packet};
+use crate::virtio::ring::{NEXT, WRITE};
 use crate::vsock::{
     connection::Ports,
     packet::{HOST_CID, Header, Op, TYPE_STREAM},

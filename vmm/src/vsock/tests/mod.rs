@@ -7,4 +7,3 @@ mod descriptors;
 mod flow;
 mod guest;
 mod hostile;
-mod ring;

@@ -3,7 +3,7 @@
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::virtio::device::Memory;
+use super::device::Memory;
 
 /// `VIRTQ_DESC_F_NEXT`.
 pub const NEXT: u16 = 1;
@@ -21,6 +21,7 @@ pub struct Ring {
 }
 
 impl Ring {
+    /// An empty queue of `size` descriptors at `base`, in zeroed memory.
     pub fn new(memory: &Memory, base: u64, size: u16, event_index: bool) -> Self {
         Self {
             memory: memory.clone(),
@@ -63,6 +64,7 @@ impl Ring {
         u16::from_le(self.memory.read_obj(GuestAddress(address)).unwrap())
     }
 
+    /// Writes a descriptor.
     pub fn describe(&self, index: u16, address: u64, len: u32, flags: u16, next: u16) {
         let at = self.base + 16 * u64::from(index);
         self.memory.write_obj(address.to_le(), GuestAddress(at)).unwrap();
