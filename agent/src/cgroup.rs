@@ -12,7 +12,11 @@ use std::{
 
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::{device_program, init::CGROUPS, oci::Limits};
+use crate::{
+    device_program,
+    init::{CGROUP_ROOT, CGROUPS},
+    oci::Limits,
+};
 
 /// What could not be done with a cgroup.
 #[derive(Debug, thiserror::Error)]
@@ -65,14 +69,11 @@ impl Cgroup {
     pub fn create(id: &str, limits: &Limits) -> Result<Self, CgroupError> {
         let path = Path::new(CGROUPS).join(id);
         fs::create_dir(&path).map_err(CgroupError::Create)?;
-        let limited = File::options()
-            .read(true)
-            .custom_flags(libc::O_DIRECTORY)
-            .open(&path)
+        let limited = open_directory(&path)
             .map_err(CgroupError::Create)
             .map(|directory| Self {
                 path: path.clone(),
-                directory: directory.into(),
+                directory,
             })
             .and_then(|cgroup| cgroup.limit(limits).map(|()| cgroup));
         if limited.is_err() {
@@ -95,6 +96,32 @@ impl Cgroup {
             }
         }
         device_program::attach(&limits.devices, self.as_fd()).map_err(CgroupError::Devices)
+    }
+
+    /// What one of its files says.
+    ///
+    /// # Errors
+    /// There is no such file, or the cgroup is gone.
+    pub fn read(&self, file: &str) -> io::Result<String> {
+        fs::read_to_string(self.path.join(file))
+    }
+
+    /// The cgroup of one of its processes, which may be one below.
+    ///
+    /// # Errors
+    /// It is none of its processes.
+    pub fn of_process(&self, pid: i32) -> Result<OwnedFd, CgroupError> {
+        let found = || {
+            // One line in a system with version 2 only: "0::" and the path below the root.
+            let line = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+            let path = line.trim_end().strip_prefix("0::/").unwrap_or_default();
+            let path = Path::new(CGROUP_ROOT).join(path);
+            if !path.starts_with(&self.path) {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            open_directory(&path)
+        };
+        found().map_err(CgroupError::List)
     }
 
     /// Kills every process in it, also those in cgroups below. There are none once it was removed.
@@ -154,6 +181,14 @@ impl AsFd for Cgroup {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
     }
+}
+
+fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    let directory = File::options()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY)
+        .open(path)?;
+    Ok(directory.into())
 }
 
 /// Writes to a file that is there; std's own function would try to create it.

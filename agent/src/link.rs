@@ -11,24 +11,41 @@ use crate::oci::{NamespaceSource, Namespaces};
 /// The largest message, in bytes.
 pub const MAX_MESSAGE: usize = 1024;
 
-/// From the server to init: create a process. Descriptors: a file with the container's plan, the container's cgroup, the
-/// process's end of its channel, its standard input, output and error, then one for each of `join`.
+/// From the server to init: create a process. Descriptors: a file with the process's plan, the container's cgroup, the
+/// process's end of its channel, with `stdio` its standard input, output and error, then one for each of `join`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Create {
     /// The server's name for the request.
     pub token: u64,
+    /// What it is to become.
+    pub role: Role,
+    /// Whether it is given standard streams.
+    pub stdio: bool,
     /// Namespaces to create.
     pub namespaces: NewNamespaces,
     /// Namespaces to join, in the order of their descriptors.
     pub join: Vec<Join>,
 }
 
-/// The number of descriptors before those to join.
-pub const CREATE_FDS: usize = 6;
+/// The number of descriptors that every request begins with.
+pub const CREATE_FDS: usize = 3;
+
+/// What a created process becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// A container's first process.
+    Container,
+    /// A further process of a container. It joins [`Join::Pid`] alone, whose descriptor is a pidfd of the container's first
+    /// process: by way of that it enters the others by itself.
+    Exec,
+}
 
 /// Namespaces that begin with a process.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct NewNamespaces {
+    /// Mounts.
+    pub mount: bool,
     /// Process ids.
     pub pid: bool,
     /// IPC.
@@ -38,19 +55,29 @@ pub struct NewNamespaces {
 }
 
 impl NewNamespaces {
+    /// None: the process joins those of a container.
+    pub const NONE: Self = Self {
+        mount: false,
+        pid: false,
+        ipc: false,
+        uts: false,
+    };
+
     /// Those that a container has for itself.
     pub fn of(namespaces: &Namespaces) -> Self {
         let new = |source| source == NamespaceSource::New;
         Self {
+            mount: true,
             pid: new(namespaces.pid),
             ipc: new(namespaces.ipc),
             uts: new(namespaces.uts),
         }
     }
 
-    /// As flags of clone3(2), with the mount namespace that every container has.
+    /// As flags of clone3(2).
     pub fn flags(self) -> u64 {
-        let mut flags = CloneFlags::CLONE_NEWNS;
+        let mut flags = CloneFlags::empty();
+        flags.set(CloneFlags::CLONE_NEWNS, self.mount);
         flags.set(CloneFlags::CLONE_NEWPID, self.pid);
         flags.set(CloneFlags::CLONE_NEWIPC, self.ipc);
         flags.set(CloneFlags::CLONE_NEWUTS, self.uts);
@@ -104,6 +131,18 @@ impl Join {
     }
 }
 
+/// Why a process was not created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// The request is not understood.
+    Malformed,
+    /// The process id namespace can't be entered: setns(2)'s error number.
+    Join(i32),
+    /// The process can't be created: clone3(2)'s error number.
+    Clone(i32),
+}
+
 /// From init to the server.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -120,7 +159,7 @@ pub enum Event {
         /// From [`Create`].
         token: u64,
         /// Why.
-        reason: String,
+        refusal: Refusal,
     },
     /// A created process has ended and was reaped.
     Exited {

@@ -1,7 +1,8 @@
-//! A container's process and the server: one seqpacket socket pair per container.
+//! A container's process and the server: one seqpacket socket pair per process.
 //!
-//! The process sends one report, ready or failed, and waits for the word to start. It then executes its program, which
-//! closes the channel; a failure is reported first.
+//! A process with a terminal sends the terminal's master. A container's first process then reports that it is ready, and each
+//! waits for the word to start. It then executes its program, which closes the channel; a failure, whenever it comes, is
+//! reported first and is the last message.
 
 use sealock_protocol::seqpacket::{Error, SeqPacket};
 
@@ -11,6 +12,7 @@ pub const MAX_MESSAGE: usize = 4096;
 /// The one message from the server.
 pub const START: &[u8] = b"S";
 
+const TERMINAL: u8 = b'T';
 const READY: u8 = b'R';
 const REFUSED: u8 = b'N';
 const FAILED: u8 = b'E';
@@ -18,6 +20,8 @@ const FAILED: u8 = b'E';
 /// From the process to the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
+    /// Comes with the master of the process's terminal.
+    Terminal,
     /// Everything is set up.
     Ready,
     /// The specification asks for what can't be, as a program that is not there. The text is for a user.
@@ -30,6 +34,7 @@ impl Report {
     /// As bytes of at most [`MAX_MESSAGE`]; a longer text is cut.
     pub fn encode(&self) -> Vec<u8> {
         let (kind, text) = match self {
+            Self::Terminal => (TERMINAL, ""),
             Self::Ready => (READY, ""),
             Self::Refused(text) => (REFUSED, text.as_str()),
             Self::Failed(text) => (FAILED, text.as_str()),
@@ -44,6 +49,7 @@ impl Report {
         let (&kind, text) = bytes.split_first()?;
         let text = String::from_utf8_lossy(text).into_owned();
         match kind {
+            TERMINAL => Some(Self::Terminal),
             READY => Some(Self::Ready),
             REFUSED => Some(Self::Refused(text)),
             FAILED => Some(Self::Failed(text)),
@@ -72,6 +78,7 @@ mod tests {
     #[test]
     fn reports_survive_and_long_texts_are_cut() {
         for report in [
+            Report::Terminal,
             Report::Ready,
             Report::Refused("a".into()),
             Report::Failed("b".into()),

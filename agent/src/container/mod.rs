@@ -1,16 +1,21 @@
-//! What happens in a container's own process, between its creation by init and the execution of its program.
+//! What happens in a container's own processes, between their creation by init and the execution of their programs.
 //!
-//! [`setup::run`] is the order of it. Everything that touches the container's files goes through [`rootfs::RootFs`],
-//! which resolves paths inside the container's root whatever its files are.
+//! [`setup::run`] is the order of it for the first process, [`exec::run`] for those that join it; [`program`] is what they
+//! have in common. Everything that touches the container's files goes through [`rootfs::RootFs`], which resolves paths
+//! inside the container's root whatever its files are.
 
 pub mod channel;
+mod descriptors;
 mod devices;
+pub mod exec;
 mod executable;
 mod failure;
 mod mounts;
 mod namespaces;
 mod privileges;
+mod program;
 mod rootfs;
-mod setup;
+pub mod setup;
+mod terminal;
 
-pub use setup::{Descriptors, run};
+pub use descriptors::Descriptors;

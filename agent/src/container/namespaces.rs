@@ -3,11 +3,11 @@
 use std::{
     fs::File,
     io::Write,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
 use nix::{
-    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
+    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2},
     sched::{CloneFlags, setns, unshare},
     sys::stat::Mode,
     unistd::sethostname,
@@ -30,6 +30,15 @@ impl GuestProc {
         open("/proc", how, Mode::empty())
             .doing(|| "opening /proc")
             .map(Self)
+    }
+
+    /// Opens anew what one of the process's descriptors refers to.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub fn reopen(&self, fd: impl AsFd, how: OFlag) -> nix::Result<OwnedFd> {
+        let path = format!("self/fd/{}", fd.as_fd().as_raw_fd());
+        openat(&self.0, path.as_str(), how, Mode::empty())
     }
 
     /// Writes to the file at `path`.

@@ -19,8 +19,8 @@ use nix::{
 use sealock_protocol::seqpacket::{self, SeqPacket};
 
 use crate::{
-    container,
-    link::{CREATE_FDS, Create, Event, Join, MAX_MESSAGE},
+    container::{self, Descriptors},
+    link::{CREATE_FDS, Create, Event, Join, MAX_MESSAGE, Refusal, Role},
     linux::process::{Cloned, Ended, clone_into, reap},
 };
 
@@ -122,7 +122,7 @@ impl Children {
                 self.link
                     .send_json(&Event::Created { token, pid }, &[pidfd.as_fd()])?;
             }
-            Err(reason) => self.link.send_json(&Event::Refused { token, reason }, &[])?,
+            Err(refusal) => self.link.send_json(&Event::Refused { token, refusal }, &[])?,
         }
         Ok(())
     }
@@ -132,32 +132,27 @@ impl Children {
         &self,
         request: &Create,
         descriptors: Vec<OwnedFd>,
-    ) -> Result<Result<(i32, OwnedFd), String>, ChildrenError> {
-        let mut descriptors = descriptors;
-        if descriptors.len() != CREATE_FDS + request.join.len() {
-            return Ok(Err("a wrong number of descriptors".to_owned()));
-        }
-        let namespaces = descriptors.split_off(CREATE_FDS);
-        let join: Vec<(Join, OwnedFd)> = request.join.iter().copied().zip(namespaces).collect();
-        let Ok([plan, cgroup, channel, stdin, stdout, stderr]) =
-            <[OwnedFd; CREATE_FDS]>::try_from(descriptors)
-        else {
-            return Ok(Err("a wrong number of descriptors".to_owned()));
+    ) -> Result<Result<(i32, OwnedFd), Refusal>, ChildrenError> {
+        let Some((cgroup, descriptors)) = sort(request, descriptors) else {
+            return Ok(Err(Refusal::Malformed));
         };
-        let pid_namespace = join.iter().find(|(kind, _)| *kind == Join::Pid);
-        if let Some((_, namespace)) = pid_namespace
+        let pid_namespace = descriptors
+            .join
+            .iter()
+            .find(|(kind, _)| *kind == Join::Pid)
+            .map(|(_, namespace)| namespace);
+        if let Some(namespace) = pid_namespace
             && let Err(error) = setns(namespace, CloneFlags::CLONE_NEWPID)
         {
-            return Ok(Err(format!("joining the pod's process id namespace: {error}")));
+            return Ok(Err(Refusal::Join(error as i32)));
         }
         let cloned = clone_into(request.namespaces.flags(), cgroup.as_fd());
         if let Ok(Cloned::Child) = cloned {
-            container::run(container::Descriptors {
-                plan,
-                channel,
-                stdio: [stdin, stdout, stderr],
-                join,
-            });
+            drop(cgroup);
+            match request.role {
+                Role::Container => container::setup::run(descriptors),
+                Role::Exec => container::exec::run(descriptors),
+            }
         }
         if pid_namespace.is_some() {
             setns(&self.pid_namespace, CloneFlags::CLONE_NEWPID)
@@ -166,9 +161,31 @@ impl Children {
         match cloned {
             Ok(Cloned::Parent { pid, pidfd }) => Ok(Ok((pid, pidfd))),
             Ok(Cloned::Child) => unreachable!("a container's process never returns"),
-            Err(error) => Ok(Err(format!("creating the process: {error}"))),
+            Err(error) => Ok(Err(Refusal::Clone(error.raw_os_error().unwrap_or(libc::EIO)))),
         }
     }
+}
+
+/// The cgroup, and what is the new process's; `None` when they are not as many as the request says.
+fn sort(request: &Create, mut descriptors: Vec<OwnedFd>) -> Option<(OwnedFd, Descriptors)> {
+    let stdio = if request.stdio { 3 } else { 0 };
+    if descriptors.len() != CREATE_FDS + stdio + request.join.len() {
+        return None;
+    }
+    let namespaces = descriptors.split_off(CREATE_FDS + stdio);
+    let stdio = match descriptors.split_off(CREATE_FDS) {
+        none if none.is_empty() => None,
+        streams => Some(streams.try_into().ok()?),
+    };
+    let [plan, cgroup, channel] = descriptors.try_into().ok()?;
+    let join = request.join.iter().copied().zip(namespaces).collect();
+    let given = Descriptors {
+        plan,
+        channel,
+        stdio,
+        join,
+    };
+    Some((cgroup, given))
 }
 
 fn now_ns() -> i64 {

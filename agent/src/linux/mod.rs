@@ -5,6 +5,7 @@ pub mod capability;
 pub mod mount;
 pub mod process;
 pub mod random;
+pub mod terminal;
 
 use std::{
     io,

@@ -187,7 +187,6 @@ mod tests {
     #[test]
     fn each_field_that_is_not_carried_out_is_refused_by_name() {
         for (pointer, value) in [
-            ("process.terminal", json!(true)),
             ("process.apparmorProfile", json!("cri-containerd.apparmor.d")),
             ("process.selinuxLabel", json!("system_u:system_r:container_t:s0")),
             ("process.ioPriority", json!({"class": "IOPRIO_CLASS_IDLE"})),

@@ -18,6 +18,7 @@ mod rlimits;
 mod root;
 mod share_path;
 mod sysctl;
+mod terminal;
 mod user;
 
 pub use capabilities::Capabilities;
@@ -31,3 +32,4 @@ pub use object::SpecError;
 pub use process::Process;
 pub use rlimits::Rlimit;
 pub use share_path::SharePath;
+pub use terminal::TerminalSize;

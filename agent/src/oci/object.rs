@@ -48,8 +48,16 @@ impl Object {
     /// # Errors
     /// The bytes are not a JSON object.
     pub fn parse(bytes: &[u8]) -> Result<Self, SpecError> {
+        Self::parse_at("", bytes)
+    }
+
+    /// An object that stands alone but whose place in the specification is `path`.
+    ///
+    /// # Errors
+    /// As [`Object::parse`].
+    pub fn parse_at(path: &str, bytes: &[u8]) -> Result<Self, SpecError> {
         Ok(Self {
-            path: String::new(),
+            path: path.to_owned(),
             fields: serde_json::from_slice(bytes).map_err(SpecError::Malformed)?,
         })
     }

@@ -1,11 +1,13 @@
 //! `process`: the program, and what it starts with.
 
+use sealock_protocol::guest::MAX_SPEC;
 use serde::{Deserialize, Serialize};
 
 use super::{
     capabilities::Capabilities,
     object::{Object, SpecError},
     rlimits::Rlimit,
+    terminal::TerminalSize,
     user::User,
 };
 
@@ -26,19 +28,36 @@ pub struct Process {
     pub rlimits: Vec<Rlimit>,
     /// Whether execve(2) never gives it more rights.
     pub no_new_privileges: bool,
+    /// The size of its terminal, if its standard streams are one.
+    pub terminal: Option<TerminalSize>,
     /// -1000 to 1000; `None` leaves the guest's.
     pub oom_score_adj: Option<i16>,
 }
 
 impl Process {
-    /// Reads `process`.
+    /// Reads `process` of a whole specification.
     ///
     /// # Errors
     /// The field that can't be applied.
     pub fn parse(spec: &mut Object) -> Result<Self, SpecError> {
-        let mut process = spec
-            .object("process")?
-            .ok_or_else(|| SpecError::invalid("process", "is missing"))?;
+        Self::read(
+            spec.object("process")?
+                .ok_or_else(|| SpecError::invalid("process", "is missing"))?,
+        )
+    }
+
+    /// Reads a `process` object that stands alone, as that of a process which joins a container.
+    ///
+    /// # Errors
+    /// The field that can't be applied.
+    pub fn parse_alone(process: &[u8]) -> Result<Self, SpecError> {
+        if process.len() > MAX_SPEC {
+            return Err(SpecError::TooLarge(MAX_SPEC));
+        }
+        Self::read(Object::parse_at("process", process)?)
+    }
+
+    fn read(mut process: Object) -> Result<Self, SpecError> {
         let args = process.take_texts("args")?;
         if args.first().is_none_or(String::is_empty) {
             return Err(SpecError::invalid(process.field("args"), "names no program"));
@@ -75,10 +94,9 @@ impl Process {
             capabilities: Capabilities::parse(&mut process)?,
             rlimits: Rlimit::parse_all(&mut process)?,
             no_new_privileges: process.take_or_default("noNewPrivileges")?,
+            terminal: TerminalSize::parse(&mut process)?,
             oom_score_adj,
         };
-        // The size of a terminal, and without one (process.terminal is refused) the size of nothing.
-        process.ignore("consoleSize");
         process.finish()?;
         Ok(parsed)
     }

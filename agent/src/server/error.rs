@@ -3,7 +3,7 @@
 use sealock_protocol::seqpacket;
 use ttrpc::{Code, get_status};
 
-use crate::{cgroup::CgroupError, oci::SpecError};
+use crate::{cgroup::CgroupError, link::Refusal, oci::SpecError};
 
 /// Why a request is refused or failed. The message is for a user.
 #[derive(Debug, thiserror::Error)]
@@ -11,11 +11,14 @@ pub enum Error {
     /// No container of that name.
     #[error("container not found")]
     NoContainer,
+    /// No process of that name in the container.
+    #[error("process not found")]
+    NoProcess,
     /// The container's process has ended.
     #[error("process already finished")]
     Finished,
     /// The name is taken.
-    #[error("container {0:?} already exists")]
+    #[error("{0} already exists")]
     Exists(String),
     /// A request at the wrong time.
     #[error("{0}")]
@@ -68,9 +71,19 @@ impl Error {
         }
     }
 
+    /// Init could not create a process.
+    pub fn not_created(refusal: Refusal) -> Self {
+        let (doing, error) = match refusal {
+            Refusal::Malformed => return Self::Setup("init does not understand the server".to_owned()),
+            Refusal::Join(error) => ("joining the process id namespace", error),
+            Refusal::Clone(error) => ("creating the process", error),
+        };
+        Self::system(doing)(std::io::Error::from_raw_os_error(error))
+    }
+
     fn code(&self) -> Code {
         match self {
-            Self::NoContainer | Self::Finished => Code::NOT_FOUND,
+            Self::NoContainer | Self::NoProcess | Self::Finished => Code::NOT_FOUND,
             Self::Exists(_) => Code::ALREADY_EXISTS,
             Self::State(_) => Code::FAILED_PRECONDITION,
             Self::Spec(SpecError::Unsupported(_)) => Code::UNIMPLEMENTED,

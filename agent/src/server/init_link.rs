@@ -5,6 +5,7 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -12,10 +13,17 @@ use sealock_protocol::seqpacket::{self, SeqPacket};
 use tokio::{
     io::unix::AsyncFd,
     sync::{oneshot, watch},
+    time::timeout,
 };
 
 use super::error::Error;
-use crate::link::{Create, Event, Join, MAX_MESSAGE, NewNamespaces};
+use crate::{
+    link::{Create, Event, Join, MAX_MESSAGE, NewNamespaces, Refusal, Role},
+    linux::process::signal,
+};
+
+/// How long killed processes may take to be gone.
+pub const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How a container's process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +43,20 @@ pub struct Created {
     pub pidfd: OwnedFd,
     /// Holds its end once it was reaped.
     pub exit: watch::Receiver<Option<Exit>>,
+}
+
+impl Created {
+    /// Ends the process and waits for that, as long as it may take.
+    pub async fn kill(&self) {
+        // It may have ended by itself.
+        let _ = signal(&self.pidfd, libc::SIGKILL);
+        let _ = timeout(KILL_DEADLINE, exited(self.exit.clone())).await;
+    }
+}
+
+/// The end of a process; `None` when init will not tell any more.
+pub async fn exited(mut exit: watch::Receiver<Option<Exit>>) -> Option<Exit> {
+    exit.wait_for(Option::is_some).await.ok().and_then(|exit| *exit)
 }
 
 /// A seqpacket socket whose waits are the runtime's.
@@ -92,7 +114,7 @@ impl Packets {
 #[derive(Debug, Default)]
 struct State {
     last_token: u64,
-    asked: HashMap<u64, oneshot::Sender<Result<Created, String>>>,
+    asked: HashMap<u64, oneshot::Sender<Result<Created, Refusal>>>,
     running: HashMap<i32, watch::Sender<Option<Exit>>>,
 }
 
@@ -112,8 +134,8 @@ pub struct ProcessFds<'a> {
     pub cgroup: BorrowedFd<'a>,
     /// Its end of the channel.
     pub channel: OwnedFd,
-    /// Its standard streams.
-    pub stdio: [OwnedFd; 3],
+    /// Its standard streams, unless it opens a terminal.
+    pub stdio: Option<[OwnedFd; 3]>,
     /// Namespaces to join.
     pub join: Vec<(Join, BorrowedFd<'a>)>,
 }
@@ -138,8 +160,13 @@ impl InitLink {
     /// Has a process created. All descriptors given by value are closed on this side.
     ///
     /// # Errors
-    /// Init refuses: the message says why.
-    pub async fn create(&self, namespaces: NewNamespaces, fds: ProcessFds<'_>) -> Result<Created, Error> {
+    /// Speaking with init fails. The inner error is init's refusal.
+    pub async fn create(
+        &self,
+        role: Role,
+        namespaces: NewNamespaces,
+        fds: ProcessFds<'_>,
+    ) -> Result<Result<Created, Refusal>, Error> {
         const DOING: &str = "asking init for a process";
         let (answer, answered) = oneshot::channel();
         let token = {
@@ -151,6 +178,8 @@ impl InitLink {
         };
         let request = Create {
             token,
+            role,
+            stdio: fds.stdio.is_some(),
             namespaces,
             join: fds.join.iter().map(|(kind, _)| *kind).collect(),
         };
@@ -158,28 +187,19 @@ impl InitLink {
             doing: DOING,
             error: seqpacket::Error::Malformed(error),
         })?;
-        let [stdin, stdout, stderr] = &fds.stdio;
-        let mut descriptors = vec![
-            fds.plan.as_fd(),
-            fds.cgroup,
-            fds.channel.as_fd(),
-            stdin.as_fd(),
-            stdout.as_fd(),
-            stderr.as_fd(),
-        ];
+        let mut descriptors = vec![fds.plan.as_fd(), fds.cgroup, fds.channel.as_fd()];
+        descriptors.extend(fds.stdio.iter().flatten().map(AsFd::as_fd));
         descriptors.extend(fds.join.iter().map(|(_, namespace)| *namespace));
         self.packets
             .send(&message, &descriptors)
             .await
             .map_err(|error| Error::Link { doing: DOING, error })?;
-        match answered.await {
-            Ok(Ok(created)) => Ok(created),
-            Ok(Err(reason)) => Err(Error::Setup(reason)),
-            Err(_) => Err(Error::Link {
-                doing: DOING,
-                error: seqpacket::Error::Closed,
-            }),
-        }
+        // The process's ends are the process's alone from here on.
+        drop(fds);
+        answered.await.map_err(|_| Error::Link {
+            doing: DOING,
+            error: seqpacket::Error::Closed,
+        })
     }
 
     /// Hears init out, for ever.
@@ -205,9 +225,9 @@ impl InitLink {
                     let _ = answer.send(Ok(Created { pid, pidfd, exit }));
                 }
             }
-            Event::Refused { token, reason } => {
+            Event::Refused { token, refusal } => {
                 if let Some(answer) = state.asked.remove(&token) {
-                    let _ = answer.send(Err(reason));
+                    let _ = answer.send(Err(refusal));
                 }
             }
             Event::Exited { pid, status, at_ns } => {
@@ -229,7 +249,7 @@ mod tests {
             plan: file(),
             cgroup,
             channel: file(),
-            stdio: [file(), file(), file()],
+            stdio: Some([file(), file(), file()]),
             join: Vec::new(),
         }
     }
@@ -241,15 +261,10 @@ mod tests {
         let cgroup = tempfile::tempfile().unwrap();
         let running = Arc::clone(&link);
         tokio::spawn(async move { running.run().await });
-        let all = NewNamespaces {
-            pid: true,
-            ipc: true,
-            uts: true,
-        };
-        let asking = link.create(all, fds(cgroup.as_fd()));
+        let asking = link.create(Role::Container, NewNamespaces::NONE, fds(cgroup.as_fd()));
         let answering = tokio::task::spawn_blocking(move || {
             let (request, received) = init.receive_json::<Create>(MAX_MESSAGE).unwrap();
-            assert_eq!(received.len(), crate::link::CREATE_FDS);
+            assert_eq!(received.len(), crate::link::CREATE_FDS + 3);
             let token = request.token;
             let pidfd = tempfile::tempfile().unwrap();
             init.send_json(&Event::Created { token, pid: 7 }, &[pidfd.as_fd()])
@@ -263,7 +278,7 @@ mod tests {
             init
         });
         let (created, _init) = tokio::join!(asking, answering);
-        let mut created = created.unwrap();
+        let mut created = created.unwrap().unwrap();
         let exit = *created.exit.wait_for(Option::is_some).await.unwrap();
         assert_eq!(exit, Some(Exit { status: 3, at_ns: 9 }));
     }
@@ -275,19 +290,17 @@ mod tests {
         let cgroup = tempfile::tempfile().unwrap();
         let running = Arc::clone(&link);
         tokio::spawn(async move { running.run().await });
-        let none = NewNamespaces {
-            pid: false,
-            ipc: false,
-            uts: false,
-        };
         let answering = tokio::task::spawn_blocking(move || {
             let (request, _) = init.receive_json::<Create>(MAX_MESSAGE).unwrap();
-            let reason = "creating the process: no".to_owned();
             let token = request.token;
-            init.send_json(&Event::Refused { token, reason }, &[]).unwrap();
+            let refusal = Refusal::Clone(libc::EAGAIN);
+            init.send_json(&Event::Refused { token, refusal }, &[]).unwrap();
             init
         });
-        let (created, _init) = tokio::join!(link.create(none, fds(cgroup.as_fd())), answering);
-        assert_eq!(created.unwrap_err().to_string(), "creating the process: no");
+        let (created, _init) = tokio::join!(
+            link.create(Role::Exec, NewNamespaces::NONE, fds(cgroup.as_fd())),
+            answering
+        );
+        assert_eq!(created.unwrap().unwrap_err(), Refusal::Clone(libc::EAGAIN));
     }
 }

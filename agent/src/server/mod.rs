@@ -4,10 +4,14 @@
 
 mod container;
 mod error;
+mod exec;
 mod host_stream;
 mod init_link;
+mod launch;
 mod network;
 mod pod;
+mod process;
+mod pumps;
 mod service;
 mod stdio;
 

@@ -13,7 +13,7 @@ use nix::{
     unistd::sethostname,
 };
 use sealock_protocol::{
-    agent::{Network as WantedNetwork, Stdio, UpdateNetworkRequest},
+    agent::{ExecProcessRequest, Network as WantedNetwork, Stdio, UpdateNetworkRequest},
     guest::SHARE_TAG,
 };
 use tokio::{
@@ -136,14 +136,14 @@ impl Pod {
     /// # Errors
     /// The name is taken or none, or the container can't be created.
     pub async fn create(&self, id: &str, spec: &[u8], ports: &Stdio) -> Result<i32, Error> {
-        check_id(id)?;
+        check_id("id", id)?;
         let shared = {
             let mut state = self.state();
             if !state.ready || state.stopping {
                 return Err(Error::State("there is no sandbox for the container"));
             }
             if state.containers.contains_key(id) {
-                return Err(Error::Exists(id.to_owned()));
+                return Err(Error::Exists(format!("container {id:?}")));
             }
             state.containers.insert(id.to_owned(), Slot::Busy);
             state.shared.clone()
@@ -151,13 +151,15 @@ impl Pod {
         let created = Container::create(&self.init, id, spec, ports, shared.as_deref()).await;
         let first = match &created {
             // A process that is not there any more has no namespaces to offer, and its container will tell.
-            Ok(container) if shared.is_none() => SharedNamespaces::of(container.pid()).ok().map(Arc::new),
+            Ok(container) if shared.is_none() => {
+                SharedNamespaces::of(container.first.pid()).ok().map(Arc::new)
+            }
             _ => None,
         };
         let mut state = self.state();
         match created {
             Ok(container) => {
-                let pid = container.pid();
+                let pid = container.first.pid();
                 if state.shared.is_none() {
                     state.shared = first;
                 }
@@ -174,6 +176,19 @@ impl Pod {
                 Err(error)
             }
         }
+    }
+
+    /// Runs a program in a container; gives the guest's id of its process.
+    ///
+    /// # Errors
+    /// There is no such container, the name is taken or none, or the program can't be run.
+    pub async fn exec(&self, request: &ExecProcessRequest) -> Result<i32, Error> {
+        check_id("exec_id", &request.exec_id)?;
+        let container = self.container(&request.id)?;
+        let ports = request.stdio.clone().unwrap_or_default();
+        container
+            .exec(&self.init, &request.exec_id, &request.process, &ports)
+            .await
     }
 
     /// The container of that name.
@@ -228,7 +243,7 @@ impl Pod {
         }
         let ends = async {
             for container in &containers {
-                container.wait().await;
+                container.first.wait().await;
             }
         };
         if timeout(STOP_DEADLINE, ends).await.is_err() {
@@ -261,12 +276,12 @@ fn write_back() -> nix::Result<()> {
     nix::unistd::syncfs(share)
 }
 
-/// A container's id becomes the name of its cgroup.
-fn check_id(id: &str) -> Result<(), Error> {
+/// A container's id becomes the name of its cgroup; the name of a process in it follows the same rule.
+fn check_id(field: &str, id: &str) -> Result<(), Error> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     if id.is_empty() || id.len() > MAX_ID || id.starts_with('.') || !id.bytes().all(plain) {
         return Err(Error::Argument(format!(
-            "id: {id:?} is not 1 to {MAX_ID} characters of [a-zA-Z0-9._-] without a leading dot"
+            "{field}: {id:?} is not 1 to {MAX_ID} characters of [a-zA-Z0-9._-] without a leading dot"
         )));
     }
     Ok(())
@@ -279,7 +294,7 @@ mod tests {
     #[test]
     fn an_id_is_a_plain_name() {
         for id in ["c1", "a.b_c-D", &"x".repeat(MAX_ID)] {
-            check_id(id).unwrap();
+            check_id("id", id).unwrap();
         }
         for id in [
             "",
@@ -292,7 +307,7 @@ mod tests {
             "a\0",
             &"x".repeat(MAX_ID + 1),
         ] {
-            check_id(id).expect_err(id);
+            check_id("id", id).expect_err(id);
         }
     }
 }

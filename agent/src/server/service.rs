@@ -5,11 +5,12 @@ use std::{future::Future, sync::Arc};
 use async_trait::async_trait;
 use sealock_protocol::agent::{
     Agent, CloseStdinRequest, CloseStdinResponse, ConnectPortRequest, ConnectPortResponse,
-    CreateContainerRequest, CreateContainerResponse, CreateSandboxRequest, CreateSandboxResponse,
-    ListProcessesRequest, ListProcessesResponse, RemoveContainerRequest, RemoveContainerResponse,
-    SignalContainerRequest, SignalContainerResponse, StartContainerRequest, StartContainerResponse,
-    StopSandboxRequest, StopSandboxResponse, UpdateNetworkRequest, UpdateNetworkResponse,
-    WaitContainerRequest, WaitContainerResponse,
+    CreateContainerRequest, CreateContainerResponse, CreateSandboxRequest, CreateSandboxResponse, ExecPid,
+    ExecProcessRequest, ExecProcessResponse, ListProcessesRequest, ListProcessesResponse,
+    RemoveContainerRequest, RemoveContainerResponse, RemoveProcessRequest, RemoveProcessResponse,
+    ResizeTerminalRequest, ResizeTerminalResponse, SignalContainerRequest, SignalContainerResponse,
+    StartContainerRequest, StartContainerResponse, StopSandboxRequest, StopSandboxResponse,
+    UpdateNetworkRequest, UpdateNetworkResponse, WaitContainerRequest, WaitContainerResponse,
 };
 use tokio::task::spawn_blocking;
 use ttrpc::r#async::TtrpcContext;
@@ -40,6 +41,11 @@ async fn to_the_end<T: Send + 'static>(
     }
 }
 
+/// Process ids are.
+fn positive(pid: i32) -> u32 {
+    u32::try_from(pid).unwrap_or(0)
+}
+
 #[async_trait]
 impl Agent for Service {
     async fn create_sandbox(
@@ -64,8 +70,7 @@ impl Agent for Service {
         })
         .await?;
         let mut response = CreateContainerResponse::new();
-        // Process ids are positive.
-        response.pid = u32::try_from(pid).unwrap_or(0);
+        response.pid = positive(pid);
         Ok(response)
     }
 
@@ -88,7 +93,12 @@ impl Agent for Service {
             .ok()
             .filter(|number| (1..=64).contains(number))
             .ok_or_else(|| Error::Argument(format!("signal: {} is not between 1 and 64", request.signal)))?;
-        self.pod.container(&request.id)?.signal(number, request.all)?;
+        let container = self.pod.container(&request.id)?;
+        if request.all {
+            container.signal_all(number)?;
+        } else {
+            container.process(&request.exec_id)?.signal(number)?;
+        }
         Ok(SignalContainerResponse::new())
     }
 
@@ -97,11 +107,12 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: WaitContainerRequest,
     ) -> ttrpc::Result<WaitContainerResponse> {
-        let container = self.pod.container(&request.id)?;
-        let exit = container.wait().await.ok_or(Error::NoContainer)?;
+        let process = self.pod.container(&request.id)?.process(&request.exec_id)?;
+        let ended = process.wait().await.ok_or(Error::NoProcess)?;
         let mut response = WaitContainerResponse::new();
-        response.exit_status = exit.status.into();
-        response.exited_at_ns = exit.at_ns;
+        response.exit_status = ended.exit.status.into();
+        response.exited_at_ns = ended.exit.at_ns;
+        response.oom_kills = ended.oom_kills;
         Ok(response)
     }
 
@@ -111,7 +122,14 @@ impl Agent for Service {
         request: ListProcessesRequest,
     ) -> ttrpc::Result<ListProcessesResponse> {
         let mut response = ListProcessesResponse::new();
-        response.pids = self.pod.container(&request.id)?.processes()?;
+        let container = self.pod.container(&request.id)?;
+        response.pids = container.processes()?;
+        for (pid, exec_id) in container.running_execs() {
+            let mut exec = ExecPid::new();
+            exec.pid = positive(pid);
+            exec.exec_id = exec_id;
+            response.execs.push(exec);
+        }
         Ok(response)
     }
 
@@ -120,8 +138,46 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: CloseStdinRequest,
     ) -> ttrpc::Result<CloseStdinResponse> {
-        self.pod.container(&request.id)?.close_stdin();
+        let container = self.pod.container(&request.id)?;
+        container.process(&request.exec_id)?.close_stdin();
         Ok(CloseStdinResponse::new())
+    }
+
+    async fn exec_process(
+        &self,
+        _: &TtrpcContext,
+        request: ExecProcessRequest,
+    ) -> ttrpc::Result<ExecProcessResponse> {
+        let pod = Arc::clone(&self.pod);
+        let pid = to_the_end(async move { pod.exec(&request).await }).await?;
+        let mut response = ExecProcessResponse::new();
+        response.pid = positive(pid);
+        Ok(response)
+    }
+
+    async fn remove_process(
+        &self,
+        _: &TtrpcContext,
+        request: RemoveProcessRequest,
+    ) -> ttrpc::Result<RemoveProcessResponse> {
+        self.pod
+            .container(&request.id)?
+            .remove_process(&request.exec_id)?;
+        Ok(RemoveProcessResponse::new())
+    }
+
+    async fn resize_terminal(
+        &self,
+        _: &TtrpcContext,
+        request: ResizeTerminalRequest,
+    ) -> ttrpc::Result<ResizeTerminalResponse> {
+        let size = |field: &str, value: u32| {
+            u16::try_from(value).map_err(|_| Error::Argument(format!("{field}: {value} is more than 65535")))
+        };
+        let (rows, columns) = (size("rows", request.rows)?, size("columns", request.columns)?);
+        let container = self.pod.container(&request.id)?;
+        container.process(&request.exec_id)?.resize(rows, columns)?;
+        Ok(ResizeTerminalResponse::new())
     }
 
     async fn remove_container(
