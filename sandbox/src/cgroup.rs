@@ -6,10 +6,11 @@
 //! whole. The limits of containers are set in the guest; here none is.
 
 use std::{
-    io,
+    fs, io,
     path::{Component, Path, PathBuf},
 };
 
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use serde_json::Value;
 
 use crate::spec;
@@ -108,6 +109,177 @@ fn systemd_path(slice: &str, prefix: &str, name: &str) -> Result<String, spec::E
     Ok(path)
 }
 
+/// A pod's cgroup. Removed when this is dropped; what still runs in it goes back to where its processes came from.
+#[derive(Debug)]
+pub struct PodCgroup {
+    path: PathBuf,
+    /// Where this process was before.
+    origin: PathBuf,
+    present: bool,
+}
+
+impl PodCgroup {
+    /// Where the cgroup is that the specification asks for, if it asks for one.
+    ///
+    /// # Errors
+    /// The path is none, or the host has no cgroup v2.
+    pub fn place(spec: &Value) -> Result<Option<PathBuf>, Error> {
+        let Some(path) = path_of(spec)? else {
+            return Ok(None);
+        };
+        match statfs(HIERARCHY) {
+            Ok(found) if found.filesystem_type() == CGROUP2_SUPER_MAGIC => {
+                Ok(Some(Path::new(HIERARCHY).join(path.trim_start_matches('/'))))
+            }
+            _ => Err(Error::NoHierarchy),
+        }
+    }
+
+    /// Makes the cgroup at `path`, which [`PodCgroup::place`] has given, and moves this process into it.
+    ///
+    /// # Errors
+    /// Others are in it, or the kernel refuses.
+    pub fn enter(path: PathBuf) -> Result<Self, Error> {
+        Self::enter_below(Path::new(HIERARCHY), path)
+    }
+
+    fn enter_below(hierarchy: &Path, path: PathBuf) -> Result<Self, Error> {
+        let failed = |verb, path: &Path, source| Error::File {
+            verb,
+            path: path.to_owned(),
+            source,
+        };
+        let origin = own(hierarchy).map_err(|error| failed("find this process in", hierarchy, error))?;
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(|error| failed("create", parent, error))?;
+            enable_controllers(hierarchy, parent);
+        }
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let left = fs::read_to_string(path.join("cgroup.procs"))
+                    .map_err(|error| failed("read", &path, error))?;
+                if !left.is_empty() {
+                    let error = io::Error::other("it is in use by other processes");
+                    return Err(failed("take", &path, error));
+                }
+            }
+            made => made.map_err(|error| failed("create", &path, error))?,
+        }
+        let made = Self {
+            path,
+            origin,
+            present: true,
+        };
+        // 0 stands for whoever writes it.
+        fs::write(made.path.join("cgroup.procs"), "0")
+            .map_err(|error| failed("move into", &made.path, error))?;
+        Ok(made)
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Leaves it and removes it.
+    ///
+    /// # Errors
+    /// It is still there.
+    pub fn remove(&mut self) -> io::Result<()> {
+        if self.present {
+            remove(&self.path, &self.origin)?;
+            self.present = false;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for PodCgroup {
+    fn drop(&mut self) {
+        if let Err(error) = self.remove() {
+            tracing::error!(%error, "cannot clean up");
+        }
+    }
+}
+
+/// Removes the cgroup that a crashed supervisor has left at `path`. It's no error when there is none.
+///
+/// # Errors
+/// It is still there.
+pub fn remove_left(path: &Path) -> io::Result<()> {
+    // A record of ours, but nothing else may come of it.
+    let inside = path.starts_with(HIERARCHY)
+        && path != Path::new(HIERARCHY)
+        && path
+            .components()
+            .all(|component| matches!(component, Component::RootDir | Component::Normal(_)));
+    if !inside {
+        return Err(io::Error::other(format!("{} is no cgroup", path.display())));
+    }
+    remove(path, &own(Path::new(HIERARCHY))?)
+}
+
+/// Removes a cgroup. The pod's processes are gone; who else is in it, a hook's daemon or this process, goes to `origin`.
+fn remove(path: &Path, origin: &Path) -> io::Result<()> {
+    let at = |error: io::Error| {
+        io::Error::new(
+            error.kind(),
+            format!("cannot remove cgroup {}: {error}", path.display()),
+        )
+    };
+    // Whoever is moved may have had a child meanwhile.
+    for _ in 0..16 {
+        match fs::remove_dir(path) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.raw_os_error() != Some(libc::EBUSY) => return Err(at(error)),
+            Err(_) => {}
+        }
+        for pid in fs::read_to_string(path.join("cgroup.procs")).map_err(at)?.lines() {
+            match fs::write(origin.join("cgroup.procs"), pid) {
+                // It has just ended.
+                Err(error) if error.raw_os_error() != Some(libc::ESRCH) => return Err(at(error)),
+                _ => {}
+            }
+        }
+    }
+    fs::remove_dir(path).map_err(at)
+}
+
+/// The cgroup of this process.
+fn own(hierarchy: &Path) -> io::Result<PathBuf> {
+    let text = fs::read_to_string("/proc/self/cgroup")?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        // It may have been removed behind our back (proc(5)).
+        .map(|path| hierarchy.join(path.trim_end_matches(" (deleted)")))
+        .ok_or_else(|| io::Error::other("/proc/self/cgroup names no cgroup v2"))
+}
+
+/// Has the controllers that there are count and limit what is below `directory`, as far as the kernel lets: a cgroup with
+/// processes of its own can't pass its controllers on.
+fn enable_controllers(hierarchy: &Path, directory: &Path) {
+    let Ok(below) = directory.strip_prefix(hierarchy) else {
+        return;
+    };
+    let mut level = hierarchy.to_owned();
+    for name in std::iter::once(std::ffi::OsStr::new("")).chain(below.iter()) {
+        level.push(name);
+        let read = |name: &str| fs::read_to_string(level.join(name)).unwrap_or_default();
+        let enabled = read("cgroup.subtree_control");
+        for controller in read("cgroup.controllers").split_ascii_whitespace() {
+            if !enabled
+                .split_ascii_whitespace()
+                .any(|enabled| enabled == controller)
+            {
+                // One by one: one that can't be had keeps no other from being enabled.
+                let _ = fs::write(level.join("cgroup.subtree_control"), format!("+{controller}"));
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -151,5 +323,77 @@ mod tests {
             assert!(error.starts_with("linux.cgroupsPath: "), "{text:?}: {error}");
         }
         assert!(path_of(&json!({"linux": {"cgroupsPath": 3}})).is_err());
+    }
+
+    /// A hierarchy mounted for one test.
+    struct Hierarchy(tempfile::TempDir);
+
+    impl Hierarchy {
+        fn new() -> Self {
+            let top = tempfile::tempdir().unwrap();
+            nix::mount::mount(
+                Some("none"),
+                top.path(),
+                Some("cgroup2"),
+                nix::mount::MsFlags::empty(),
+                None::<&str>,
+            )
+            .expect("these tests need root and cgroup v2");
+            Self(top)
+        }
+    }
+
+    impl Drop for Hierarchy {
+        fn drop(&mut self) {
+            nix::mount::umount(self.0.path()).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_pod_gets_a_cgroup_which_is_gone_with_it() {
+        let hierarchy = Hierarchy::new();
+        let top = hierarchy.0.path();
+        let parent = top.join(format!("sealock-test-{}", std::process::id()));
+        let path = parent.join("c1");
+        let before = own(top).unwrap();
+
+        let mut cgroup = PodCgroup::enter_below(top, path.clone()).unwrap();
+        assert_eq!(own(top).unwrap(), path);
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let inside = fs::read_to_string(path.join("cgroup.procs")).unwrap();
+        assert!(inside.lines().any(|pid| pid == child.id().to_string()));
+        let error = PodCgroup::enter_below(top, path.clone()).unwrap_err();
+        assert!(
+            crate::error::line(&error).ends_with("it is in use by other processes"),
+            "{error}"
+        );
+
+        // A hook's daemon survives.
+        cgroup.remove().unwrap();
+        assert!(!path.exists());
+        assert_eq!(own(top).unwrap(), before);
+        assert!(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        cgroup.remove().unwrap();
+
+        // What a crash has left empty is taken over.
+        fs::create_dir(&path).unwrap();
+        drop(PodCgroup::enter_below(top, path.clone()).unwrap());
+        assert!(!path.exists());
+        fs::remove_dir(&parent).unwrap();
+    }
+
+    #[test]
+    fn only_a_cgroup_is_removed_after_a_crash() {
+        let top = tempfile::tempdir().unwrap();
+        for path in [
+            top.path(),
+            Path::new("/sys/fs/cgroup"),
+            Path::new("/sys/fs/cgroup/../x"),
+        ] {
+            assert!(remove_left(path).is_err(), "{}", path.display());
+        }
+        assert!(top.path().exists());
     }
 }

@@ -13,6 +13,7 @@ use crate::{
     attachment::Attachment,
     error::{Error, line},
     guest_process::{Exit, GuestProcess},
+    hooks::Hooks,
     mount::Request as MountRequest,
     sandbox::Sandbox,
     share::ContainerShare,
@@ -44,10 +45,19 @@ pub struct Container {
     id: String,
     process: Arc<GuestProcess>,
     share: Mutex<Option<ContainerShare>>,
+    hooks: Hooks,
 }
 
-/// What a container needs on the host: its part of the share, its specification for the guest, its streams.
-type Prepared = (Option<ContainerShare>, Vec<u8>, Attachment);
+/// What a container needs on the host.
+struct Prepared {
+    /// Its part of the share.
+    share: Option<ContainerShare>,
+    /// Its specification for the guest.
+    spec: Vec<u8>,
+    /// Its streams.
+    attachment: Attachment,
+    hooks: Hooks,
+}
 
 impl Sandbox {
     /// Creates a container: prepares everything on the host while the guest may still be starting, then asks the agent.
@@ -76,19 +86,45 @@ impl Sandbox {
         state::check_name("the container's identifier", id)?;
         let attachment = Attachment::new(self, id, false, Streams::default())?;
         let spec = spec::prepare_pause(spec, self.vmm_pid())?;
-        self.create_prepared(id, true, (None, spec, attachment)).await
+        let prepared = Prepared {
+            share: None,
+            spec,
+            attachment,
+            hooks: Hooks::default(),
+        };
+        self.create_prepared(id, true, prepared).await
     }
 
     async fn create_prepared(
         self: &Arc<Self>,
         id: &str,
         pause: bool,
-        (share, spec, attachment): Prepared,
+        prepared: Prepared,
     ) -> Result<Container, Error> {
+        let Prepared {
+            share,
+            spec,
+            attachment,
+            hooks,
+        } = prepared;
         let agent = self.ready().await?;
         self.refresh_volumes(&agent);
-        let created = agent.create_container(id, spec, attachment.stdio(), pause);
-        let guest_pid = self.answer(created).await?;
+        // The machine is there, and the guest has not looked at the root file system yet.
+        let created = match self.run_create_hooks(&hooks).await {
+            Ok(()) => {
+                self.answer(agent.create_container(id, spec, attachment.stdio(), pause))
+                    .await
+            }
+            Err(error) => Err(error),
+        };
+        let guest_pid = match created {
+            Ok(guest_pid) => guest_pid,
+            Err(error) => {
+                drop(share);
+                hooks.stopped().await;
+                return Err(error);
+            }
+        };
         self.timeline().mark("container_created");
         let of = Of {
             container: id.to_owned(),
@@ -104,11 +140,13 @@ impl Sandbox {
                 attachment,
             )),
             share: Mutex::new(share),
+            hooks,
         })
     }
 
     async fn prepare(self: &Arc<Self>, request: &ContainerRequest) -> Result<Prepared, Error> {
-        let spec = spec::read(&request.bundle)?;
+        let mut spec = spec::read(&request.bundle)?;
+        let hooks = Hooks::take(&mut spec, &request.id, &request.bundle)?;
         let owner = Owner {
             namespace: &request.namespace,
             id: &request.id,
@@ -116,14 +154,32 @@ impl Sandbox {
         let streams = Streams::open(&request.stdio, owner).await?;
         let attachment = Attachment::new(self, &request.id, request.stdio.terminal, streams)?;
         if request.pause {
-            return Ok((None, spec::prepare_pause(spec, self.vmm_pid())?, attachment));
+            return Ok(Prepared {
+                share: None,
+                spec: spec::prepare_pause(spec, self.vmm_pid())?,
+                attachment,
+                hooks,
+            });
         }
         let root = spec::root(&spec, &request.bundle)?;
         let mut share = self.share().add(&request.id)?;
         let spec = spec::prepare(spec, &request.id, &request.bundle, self.vmm_pid(), &mut share)?;
         share.mount_rootfs(&request.rootfs, &root)?;
         self.timeline().mark("rootfs_mounted");
-        Ok((Some(share), spec, attachment))
+        Ok(Prepared {
+            share: Some(share),
+            spec,
+            attachment,
+            hooks,
+        })
+    }
+
+    async fn run_create_hooks(&self, hooks: &Hooks) -> Result<(), Error> {
+        tokio::select! {
+            biased;
+            run = hooks.create(self.vmm_pid()) => Ok(run?),
+            reason = self.wait_ended() => Err(Error::Ended(reason)),
+        }
     }
 
     /// From the first volume that the guest copies on, has it look again whenever one changes, until the pod's end.
@@ -176,6 +232,7 @@ impl Container {
         self.process.attachment().open_stdin();
         let agent = self.process.agent();
         self.sandbox().answer(agent.start_container(&self.id)).await?;
+        self.hooks.started(self.sandbox().vmm_pid()).await;
         let mut timeline = self.sandbox().timeline();
         if timeline
             .steps()
@@ -238,6 +295,12 @@ impl Container {
     /// Waits for the end of its first process, or the pod's. When this returns its output has been handed over.
     pub async fn wait(&self) -> Exit {
         self.process.wait().await
+    }
+
+    /// Runs what the specification wants to be run on the host when the container is gone: to be called once, after
+    /// [`Container::remove`] or [`Sandbox::stop`].
+    pub async fn run_poststop_hooks(&self) {
+        self.hooks.stopped().await;
     }
 
     /// Removes it: in the guest, unless that has ended, and on the host. `force` kills it first.

@@ -2,7 +2,7 @@
 
 use std::{error::Error as StdError, fmt::Write, sync::Arc, time::Duration};
 
-use crate::{agent, check, config, launch, mount, share, size, spec, state, stdio};
+use crate::{agent, cgroup, check, config, hooks, launch, mount, share, size, spec, state, stdio};
 
 /// What went wrong with a pod or a container.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,12 @@ pub enum Error {
     /// A standard stream can't be opened.
     #[error(transparent)]
     Stdio(#[from] stdio::Error),
+    /// The pod's cgroup can't be made.
+    #[error(transparent)]
+    Cgroup(#[from] cgroup::Error),
+    /// A hook failed.
+    #[error(transparent)]
+    Hook(#[from] hooks::Error),
     /// The machine can't be started.
     #[error(transparent)]
     Launch(#[from] launch::Error),
@@ -78,6 +84,9 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Size(_) => Kind::InvalidArgument,
+            Self::Cgroup(cgroup::Error::Spec(error)) => error.kind(),
+            Self::Cgroup(cgroup::Error::NoHierarchy) => Kind::FailedPrecondition,
+            Self::Cgroup(cgroup::Error::File { .. }) | Self::Hook(_) => Kind::Internal,
             Self::Spec(error) => error.kind(),
             Self::Stdio(error) => error.kind(),
             Self::Mount(error) => error.kind(),

@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::{
     broker::Ports,
+    cgroup::PodCgroup,
     check::{self, HostFiles},
     config::Config,
     error::Error as PodError,
@@ -103,6 +104,7 @@ pub struct Launched {
     pub(crate) vmm: Process,
     pub(crate) fsd: Process,
     pub(crate) share: Share,
+    pub(crate) cgroup: Option<PodCgroup>,
     pub(crate) dir: PodDir,
     pub(crate) uid: Uid,
     pub(crate) id: String,
@@ -142,6 +144,15 @@ pub(crate) fn launch_with(
 ) -> Result<Launched, PodError> {
     let mut dir = PodDir::create(config.state_dir(), request.namespace, request.id)?;
     let uid = Uid::take(config.state_dir(), config.uids())?;
+    // Before there is any other process of the pod's: they are born in it.
+    let cgroup = match PodCgroup::place(request.spec)? {
+        None => None,
+        Some(place) => {
+            dir.write_cgroup(&place)?;
+            Some(PodCgroup::enter(place)?)
+        }
+    };
+    timeline.mark("cgroup_entered");
     let sockets = Sockets::new().map_err(Error::Socket)?;
     let root = dir.open_root()?;
 
@@ -200,6 +211,7 @@ pub(crate) fn launch_with(
         vmm,
         fsd,
         share,
+        cgroup,
         dir,
         uid,
         id: request.id.to_owned(),

@@ -28,6 +28,7 @@ pub mod container;
 pub mod error;
 pub mod exec;
 pub mod guest_process;
+pub mod hooks;
 pub mod launch;
 pub mod logger;
 pub mod mount;

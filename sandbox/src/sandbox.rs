@@ -26,6 +26,7 @@ use tokio::{
 use crate::{
     agent::{self, Agent, printable},
     broker::{self, Ports},
+    cgroup::PodCgroup,
     child_log,
     config::Config,
     error::{Error, line},
@@ -65,7 +66,7 @@ pub struct Sandbox {
     kill: Arc<Notify>,
     stopping: Arc<AtomicBool>,
     stop: tokio::sync::Mutex<()>,
-    files: Mutex<Option<(PodDir, Uid)>>,
+    files: Mutex<Option<(Option<PodCgroup>, PodDir, Uid)>>,
 }
 
 /// What happens by itself in a pod.
@@ -183,7 +184,7 @@ impl Launched {
             kill: Arc::new(Notify::new()),
             stopping: Arc::new(AtomicBool::new(false)),
             stop: tokio::sync::Mutex::new(()),
-            files: Mutex::new(Some((self.dir, self.uid))),
+            files: Mutex::new(Some((self.cgroup, self.dir, self.uid))),
         });
 
         for (name, stderr) in [("sealock-vmm", self.vmm_stderr), ("sealock-fsd", self.fsd_stderr)] {
@@ -521,7 +522,12 @@ impl Sandbox {
         match files {
             None => Ok(()),
             // What fails here is tried once more when the directory is dropped.
-            Some((mut dir, _uid)) => dir.remove(),
+            Some((cgroup, mut dir, _uid)) => {
+                if let Some(mut cgroup) = cgroup {
+                    cgroup.remove()?;
+                }
+                dir.remove()
+            }
         }
     }
 

@@ -168,7 +168,6 @@ pub fn prepare(
     pod_pid: u32,
     share: &mut ContainerShare,
 ) -> Result<Vec<u8>, Error> {
-    refuse(&spec)?;
     let root = spec
         .get_mut("root")
         .and_then(Value::as_object_mut)
@@ -212,18 +211,6 @@ pub fn prepare_pause(mut spec: Value, pod_pid: u32) -> Result<Vec<u8>, Error> {
         path: PathBuf::from("config.json"),
         source,
     })
-}
-
-fn refuse(spec: &Value) -> Result<(), Error> {
-    for (name, hooks) in spec.get("hooks").and_then(Value::as_object).into_iter().flatten() {
-        if hooks.as_array().is_none_or(|hooks| !hooks.is_empty()) && !hooks.is_null() {
-            return Err(unsupported(
-                format!("hooks.{name}"),
-                "hooks are not supported yet",
-            ));
-        }
-    }
-    Ok(())
 }
 
 /// Namespaces that a microVM doesn't have in common with its host, and what would be asked for by leaving them out.
@@ -378,10 +365,6 @@ mod tests {
                 "linux.namespaces[1].path: not a namespace of the pod",
             ),
             (
-                with("/hooks", json!({"prestart": [{"path": "/x"}]})),
-                "hooks.prestart: ",
-            ),
-            (
                 with("/linux/namespaces", json!([{"type": "pid"}])),
                 "linux.namespaces: no \"network\" entry",
             ),
@@ -437,13 +420,6 @@ mod tests {
             },
         });
         assert_eq!(prepared, expected);
-    }
-
-    #[test]
-    fn empty_hooks_ask_for_nothing() {
-        let mut spec = plain();
-        spec["hooks"] = json!({"prestart": [], "poststop": null});
-        prepared(spec).unwrap();
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! A pod's directory below the state directory, and the record of its processes for when the shim has crashed.
 
 use std::{
+    ffi::OsStr,
     fs::{self, DirBuilder, OpenOptions},
     io::{self, Write},
     os::{
         fd::{AsFd, OwnedFd},
-        unix::fs::{DirBuilderExt, OpenOptionsExt},
+        unix::{
+            ffi::OsStrExt,
+            fs::{DirBuilderExt, OpenOptionsExt},
+        },
     },
     path::{Path, PathBuf},
     time::Duration,
@@ -15,7 +19,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cleanup,
+    cgroup, cleanup,
     error::Kind,
     process::{ProcessId, monotonic_deadline},
 };
@@ -100,6 +104,9 @@ pub struct Record {
 }
 
 const RECORD: &str = "pod.json";
+
+/// The file that names the pod's cgroup.
+const CGROUP: &str = "cgroup";
 
 /// A pod's directory: `<state>/<namespace>/<pod>`, removed with everything mounted below when this is dropped.
 #[derive(Debug)]
@@ -207,6 +214,19 @@ impl PodDir {
         })
     }
 
+    /// Writes down where the pod's cgroup is going to be, for [`destroy`].
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn write_cgroup(&self, cgroup: &Path) -> Result<(), Error> {
+        let path = self.path.join(CGROUP);
+        fs::write(&path, cgroup.as_os_str().as_bytes()).map_err(|source| Error::File {
+            verb: "write",
+            path,
+            source,
+        })
+    }
+
     /// Unmounts and removes everything.
     ///
     /// # Errors
@@ -273,6 +293,10 @@ pub fn destroy(path: &Path) -> io::Result<()> {
         if let Some(state_dir) = path.parent().and_then(Path::parent) {
             Uid::release(state_dir, record.uid);
         }
+    }
+    match fs::read(path.join(CGROUP)) {
+        Ok(cgroup) if !cgroup.is_empty() => cgroup::remove_left(Path::new(OsStr::from_bytes(&cgroup)))?,
+        _ => {}
     }
     undo(path)
 }

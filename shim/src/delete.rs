@@ -12,6 +12,7 @@ use sealock_sandbox::{
     config::DEFAULT_STATE_DIR,
     error::line,
     guest_process::KILLED,
+    hooks::Hooks,
     process::monotonic_deadline,
     spec,
     state::{self, PodDir},
@@ -54,9 +55,10 @@ pub fn run(args: &Args) -> Result<(), Error> {
     };
     let bundle = args.bundle.clone().unwrap_or_else(|| PathBuf::from("."));
     // Without a specification any longer it is a container by itself.
-    let spec = spec::read(&bundle).unwrap_or_default();
-    let pod = pod_of(&spec, &args.id);
-    let pid = undo(&state_dir, &args.namespace, pod, &args.id)?;
+    let mut spec = spec::read(&bundle).unwrap_or_default();
+    let pod = pod_of(&spec, &args.id).to_owned();
+    let pid = undo(&state_dir, &args.namespace, &pod, &args.id)?;
+    run_poststop_hooks(&mut spec, &args.id, &bundle);
     if let Some(address) = Address::of_bundle(&bundle).filter(|address| !address.answers()) {
         let _ = address.remove();
     }
@@ -68,6 +70,24 @@ pub fn run(args: &Args) -> Result<(), Error> {
         .write_to_bytes()
         .map_err(|error| Error::Answer(io::Error::other(error)))?;
     io::stdout().write_all(&bytes).map_err(Error::Answer)
+}
+
+/// The container is gone as much as if it had been deleted by its shim.
+fn run_poststop_hooks(spec: &mut serde_json::Value, id: &str, bundle: &Path) {
+    let ran = Hooks::take(spec, id, bundle)
+        .map_err(io::Error::other)
+        .and_then(|hooks| {
+            if hooks.has_poststop() {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()?;
+                runtime.block_on(hooks.stopped());
+            }
+            Ok(())
+        });
+    if let Err(error) = ran {
+        eprintln!("cannot run hooks: {}", line(&error));
+    }
 }
 
 /// Undoes `pod` and returns its monitor's number, 0 when it isn't known. A pod whose shim lives is undone for its own

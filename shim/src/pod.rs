@@ -263,6 +263,7 @@ impl Pod {
             tracing::error!(container = id, error = line(&error), "cannot delete a container");
             return Err(status::of(&error));
         }
+        task.container().run_poststop_hooks().await;
         // A created one has just been killed; containerd hears of that first.
         let exit = timeout(KILL_DEADLINE, task.exited()).await.ok().flatten();
         self.tasks().remove(id);

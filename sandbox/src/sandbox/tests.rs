@@ -109,6 +109,7 @@ impl Stage {
             vmm,
             fsd,
             share,
+            cgroup: None,
             dir,
             uid,
             id: "p1".to_owned(),
