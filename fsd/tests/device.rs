@@ -22,7 +22,7 @@ use sealock_fsd::{identity, jail, server::FileServer, share::Share};
 use sealock_protocol::seqpacket::SeqPacket;
 use sealock_vmm::{
     fs::FileSystem,
-    virtio::device::{Activation, ActiveQueue, QueueInterrupt, VirtioDevice},
+    virtio::device::{Activation, ActiveQueue, DriverInterrupt, VirtioDevice},
 };
 use virtio_queue::{
     Queue,
@@ -40,7 +40,7 @@ const PAGE: usize = 4096;
 
 struct NoInterrupt;
 
-impl QueueInterrupt for NoInterrupt {
+impl DriverInterrupt for NoInterrupt {
     fn trigger(&self) {}
 }
 
@@ -75,9 +75,10 @@ impl<'m> Machine<'m> {
             memory: Arc::clone(memory),
             features: 0,
             queues,
+            config_interrupt: Arc::new(NoInterrupt),
         };
         let mut events = EventManager::new().unwrap();
-        events.add_subscriber(device.activate(activation).unwrap());
+        events.add_subscriber(device.activate(activation).unwrap().remove(0).subscriber);
         Self {
             memory,
             requests,

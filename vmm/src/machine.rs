@@ -224,7 +224,8 @@ impl Machine {
                 &kvm_system,
                 &config,
                 memory.clone(),
-                (parts.devices, parts.nets),
+                parts.devices,
+                parts.nets,
                 parts.console,
                 ending,
             );
@@ -247,7 +248,8 @@ impl Machine {
         system: &Kvm,
         config: &MachineConfig,
         memory: Memory,
-        (devices, nets): (Vec<Box<dyn VirtioDevice>>, Vec<(NetConfig, Vec<OwnedFd>)>),
+        devices: Vec<Box<dyn VirtioDevice>>,
+        nets: Vec<(NetConfig, Vec<OwnedFd>)>,
         console: Console,
         ending: Ending,
     ) -> Result<Self, Error> {
