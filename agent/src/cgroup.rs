@@ -5,7 +5,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::OpenOptionsExt,
+        unix::fs::{FileExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
 };
@@ -43,6 +43,9 @@ pub enum CgroupError {
     /// Killing its processes.
     #[error("killing the container's processes: {0}")]
     Kill(#[source] io::Error),
+    /// Stopping its processes, or letting them go on.
+    #[error("freezing the container's processes: {0}")]
+    Freeze(#[source] io::Error),
     /// Listing its processes.
     #[error("listing the container's processes: {0}")]
     List(#[source] io::Error),
@@ -151,21 +154,42 @@ impl Cgroup {
     /// # Errors
     /// The cgroup is gone.
     pub async fn wait_empty(&self) -> Result<(), CgroupError> {
-        let events = File::open(self.path.join("cgroup.events")).map_err(CgroupError::Remove)?;
+        self.wait_for("populated 0").await.map_err(CgroupError::Remove)
+    }
+
+    /// Stops every process in it, or lets them go on; returns when they have. Who gives up waiting may ask for the contrary.
+    ///
+    /// # Errors
+    /// The cgroup is gone.
+    pub async fn freeze(&self, freeze: bool) -> Result<(), CgroupError> {
+        let (value, state) = if freeze {
+            ("1", "frozen 1")
+        } else {
+            ("0", "frozen 0")
+        };
+        write(&self.path.join("cgroup.freeze"), value).map_err(CgroupError::Freeze)?;
+        self.wait_for(state).await.map_err(CgroupError::Freeze)
+    }
+
+    /// Waits until `cgroup.events` has a line.
+    async fn wait_for(&self, line: &str) -> io::Result<()> {
+        let mut events = self.watch("cgroup.events")?;
+        while !events.read()?.lines().any(|present| present == line) {
+            events.changed().await?;
+        }
+        Ok(())
+    }
+
+    /// Watches one of its files that say when they change (cgroups(7), "cgroup.events" and "memory.events").
+    ///
+    /// # Errors
+    /// There is no such file.
+    pub fn watch(&self, file: &str) -> io::Result<Watched> {
+        let file = File::open(self.path.join(file))?;
         // The kernel raises an exceptional condition on the file when its content changes.
         // SAFETY: the file is the `AsyncFd`'s own, and stays open and the same for as long as it is watched.
-        let events = unsafe { AsyncFd::register_with_interest(events, Interest::PRIORITY) };
-        let events = events.map_err(|error| CgroupError::Remove(error.into()))?;
-        loop {
-            if !populated(events.get_ref()).map_err(CgroupError::Remove)? {
-                return Ok(());
-            }
-            events
-                .ready(Interest::PRIORITY)
-                .await
-                .map_err(CgroupError::Remove)?
-                .clear_ready();
-        }
+        let watched = unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) };
+        Ok(Watched(watched?))
     }
 
     /// Removes it, with the cgroups that the container made below. It must be empty.
@@ -174,6 +198,34 @@ impl Cgroup {
     /// There are processes in it.
     pub fn remove(&self) -> Result<(), CgroupError> {
         remove(&self.path, MAX_DEPTH).map_err(CgroupError::Remove)
+    }
+}
+
+/// A file of a cgroup that says when it changes.
+#[derive(Debug)]
+pub struct Watched(AsyncFd<File>);
+
+/// The longest of such files, in bytes, several times.
+const MAX_EVENTS: usize = 4096;
+
+impl Watched {
+    /// What it says now. From then on a change is one to wait for.
+    ///
+    /// # Errors
+    /// The cgroup is gone.
+    pub fn read(&mut self) -> io::Result<String> {
+        let mut buffer = [0; MAX_EVENTS];
+        let length = self.0.get_ref().read_at(&mut buffer, 0)?;
+        Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    }
+
+    /// Waits for a change since it was last read.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn changed(&mut self) -> io::Result<()> {
+        self.0.ready(Interest::PRIORITY).await?.clear_ready();
+        Ok(())
     }
 }
 
@@ -198,15 +250,6 @@ fn write(path: &Path, value: &str) -> io::Result<()> {
         .write(true)
         .open(path)?
         .write_all(value.as_bytes())
-}
-
-fn populated(events: &File) -> io::Result<bool> {
-    use std::os::unix::fs::FileExt;
-    let mut buffer = [0; 256];
-    let length = events.read_at(&mut buffer, 0)?;
-    Ok(String::from_utf8_lossy(&buffer[..length])
-        .lines()
-        .any(|line| line == "populated 1"))
 }
 
 fn children(directory: &Path) -> io::Result<Vec<PathBuf>> {

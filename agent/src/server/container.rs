@@ -14,6 +14,7 @@ use tokio::{
 
 use super::{
     error::Error,
+    events::{Events, OomKills},
     exec::Execs,
     init_link::{Exit, InitLink, KILL_DEADLINE, exited},
     launch::{Conversation, Launch, Launched, NotLaunched},
@@ -64,6 +65,7 @@ pub struct Container {
     pub(super) execs: std::sync::Mutex<Execs>,
     /// What such a process has in common with the first one.
     base: oci::Container,
+    oom_kills: OomKills,
 }
 
 impl Container {
@@ -77,6 +79,7 @@ impl Container {
         spec: &[u8],
         ports: &Stdio,
         shared: Option<&SharedNamespaces>,
+        events: Arc<Events>,
     ) -> Result<Arc<Self>, Error> {
         let (plan, limits) = oci::Container::parse(spec)?;
         check_terminal(&plan.process, ports)?;
@@ -146,6 +149,7 @@ impl Container {
                 sysctl: Vec::new(),
                 ..plan
             },
+            oom_kills: OomKills::new(id, events),
         });
         tokio::spawn(Arc::clone(&container).attend(attendance));
         Ok(container)
@@ -169,7 +173,19 @@ impl Container {
 
     /// Sees the container to its end: with its first process the others end, and its output is handed over.
     async fn attend(self: Arc<Self>, attendance: Attendance) {
-        let exit = attendance.exited().await;
+        let exit = match self.cgroup.watch("memory.events") {
+            Ok(events) => tokio::select! {
+                exit = attendance.exited() => exit,
+                never = async {
+                    self.oom_kills.watch(events).await;
+                    std::future::pending().await
+                } => never,
+            },
+            Err(error) => {
+                log(&format!("watching for want of memory: {error}"));
+                attendance.exited().await
+            }
+        };
         let oom_kills = self.oom_kills();
         // Does nothing where the process id namespace was the container's own, for it has ended with its first process.
         if let Err(error) = self.cgroup.kill() {
@@ -182,13 +198,9 @@ impl Container {
         attendance.conclude(ended).await;
     }
 
-    /// How many of its processes were killed for want of memory; none that is known of once its cgroup is gone.
+    /// How many of its processes have been killed for want of memory.
     pub(super) fn oom_kills(&self) -> u64 {
-        let events = self.cgroup.read("memory.events").unwrap_or_default();
-        events
-            .lines()
-            .find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok())
-            .unwrap_or(0)
+        self.oom_kills.count(&self.cgroup)
     }
 
     /// Lets the process execute its program.

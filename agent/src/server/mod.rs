@@ -4,7 +4,9 @@
 
 mod container;
 mod error;
+mod events;
 mod exec;
+mod freeze;
 mod host_stream;
 mod init_link;
 mod launch;
@@ -13,6 +15,7 @@ mod pod;
 mod process;
 mod pumps;
 mod service;
+mod stats;
 mod stdio;
 
 use std::{convert::Infallible, io, os::fd::OwnedFd, sync::Arc};

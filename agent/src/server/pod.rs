@@ -25,6 +25,7 @@ use tokio::{
 use super::{
     container::{Container, SharedNamespaces},
     error::Error,
+    events::Events,
     init_link::InitLink,
     network::Network,
 };
@@ -62,6 +63,8 @@ struct State {
 #[derive(Debug)]
 pub struct Pod {
     init: Arc<InitLink>,
+    /// What the host is to be told.
+    pub events: Arc<Events>,
     state: Mutex<State>,
     network: Network,
     stopped: Notify,
@@ -72,6 +75,7 @@ impl Pod {
     pub fn new(init: Arc<InitLink>) -> Self {
         Self {
             init,
+            events: Arc::default(),
             state: Mutex::default(),
             network: Network::default(),
             stopped: Notify::new(),
@@ -148,7 +152,15 @@ impl Pod {
             state.containers.insert(id.to_owned(), Slot::Busy);
             state.shared.clone()
         };
-        let created = Container::create(&self.init, id, spec, ports, shared.as_deref()).await;
+        let created = Container::create(
+            &self.init,
+            id,
+            spec,
+            ports,
+            shared.as_deref(),
+            Arc::clone(&self.events),
+        )
+        .await;
         let first = match &created {
             // A process that is not there any more has no namespaces to offer, and its container will tell.
             Ok(container) if shared.is_none() => {

@@ -5,12 +5,14 @@ use std::{future::Future, sync::Arc};
 use async_trait::async_trait;
 use sealock_protocol::agent::{
     Agent, CloseStdinRequest, CloseStdinResponse, ConnectPortRequest, ConnectPortResponse,
-    CreateContainerRequest, CreateContainerResponse, CreateSandboxRequest, CreateSandboxResponse, ExecPid,
-    ExecProcessRequest, ExecProcessResponse, ListProcessesRequest, ListProcessesResponse,
-    RemoveContainerRequest, RemoveContainerResponse, RemoveProcessRequest, RemoveProcessResponse,
-    ResizeTerminalRequest, ResizeTerminalResponse, SignalContainerRequest, SignalContainerResponse,
-    StartContainerRequest, StartContainerResponse, StopSandboxRequest, StopSandboxResponse,
-    UpdateNetworkRequest, UpdateNetworkResponse, WaitContainerRequest, WaitContainerResponse,
+    ContainerStatsRequest, ContainerStatsResponse, CreateContainerRequest, CreateContainerResponse,
+    CreateSandboxRequest, CreateSandboxResponse, ExecPid, ExecProcessRequest, ExecProcessResponse,
+    ListProcessesRequest, ListProcessesResponse, NextEventRequest, NextEventResponse, PauseContainerRequest,
+    PauseContainerResponse, RemoveContainerRequest, RemoveContainerResponse, RemoveProcessRequest,
+    RemoveProcessResponse, ResizeTerminalRequest, ResizeTerminalResponse, ResumeContainerRequest,
+    ResumeContainerResponse, SignalContainerRequest, SignalContainerResponse, StartContainerRequest,
+    StartContainerResponse, StopSandboxRequest, StopSandboxResponse, UpdateNetworkRequest,
+    UpdateNetworkResponse, WaitContainerRequest, WaitContainerResponse,
 };
 use tokio::task::spawn_blocking;
 use ttrpc::r#async::TtrpcContext;
@@ -178,6 +180,38 @@ impl Agent for Service {
         let container = self.pod.container(&request.id)?;
         container.process(&request.exec_id)?.resize(rows, columns)?;
         Ok(ResizeTerminalResponse::new())
+    }
+
+    async fn pause_container(
+        &self,
+        _: &TtrpcContext,
+        request: PauseContainerRequest,
+    ) -> ttrpc::Result<PauseContainerResponse> {
+        let container = self.pod.container(&request.id)?;
+        to_the_end(async move { container.pause().await }).await?;
+        Ok(PauseContainerResponse::new())
+    }
+
+    async fn resume_container(
+        &self,
+        _: &TtrpcContext,
+        request: ResumeContainerRequest,
+    ) -> ttrpc::Result<ResumeContainerResponse> {
+        let container = self.pod.container(&request.id)?;
+        to_the_end(async move { container.resume().await }).await?;
+        Ok(ResumeContainerResponse::new())
+    }
+
+    async fn container_stats(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerStatsRequest,
+    ) -> ttrpc::Result<ContainerStatsResponse> {
+        Ok(self.pod.container(&request.id)?.stats())
+    }
+
+    async fn next_event(&self, _: &TtrpcContext, _: NextEventRequest) -> ttrpc::Result<NextEventResponse> {
+        Ok(self.pod.events.next().await)
     }
 
     async fn remove_container(
