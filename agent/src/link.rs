@@ -36,6 +36,8 @@ pub const CREATE_FDS: usize = 3;
 pub enum Role {
     /// A container's first process.
     Container,
+    /// The pod's own process.
+    Pause,
     /// A further process of a container. It joins [`Join::Pid`] alone, whose descriptor is a pidfd of the container's first
     /// process: by way of that it enters the others by itself.
     Exec,

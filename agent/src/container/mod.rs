@@ -1,7 +1,7 @@
 //! What happens in a container's own processes, between their creation by init and the execution of their programs.
 //!
 //! [`setup::run`] is the order of it for the first process, [`exec::run`] for those that join it; [`program`] is what they
-//! have in common. Everything that touches the container's files goes through [`rootfs::RootFs`], which resolves paths
+//! have in common. [`pause::run`] is the pod's own process. Everything that touches the container's files goes through [`rootfs::RootFs`], which resolves paths
 //! inside the container's root whatever its files are.
 
 pub mod channel;
@@ -12,8 +12,10 @@ mod executable;
 mod failure;
 mod mounts;
 mod namespaces;
+pub mod pause;
 mod privileges;
 mod program;
+mod root;
 mod rootfs;
 pub mod setup;
 mod terminal;

@@ -95,3 +95,19 @@ pub fn configure(container: &Container, proc: &GuestProc) -> Result<(), Failure>
     }
     Ok(())
 }
+
+/// Sets the names of the process's UTS namespace.
+///
+/// # Errors
+/// The kernel refuses one.
+pub fn set_names(hostname: Option<&str>, domainname: Option<&str>) -> Result<(), Failure> {
+    if let Some(hostname) = hostname {
+        sethostname(hostname).doing(|| "hostname")?;
+    }
+    if let Some(domainname) = domainname {
+        // SAFETY: the kernel reads as many bytes as the text has.
+        let result = unsafe { libc::setdomainname(domainname.as_ptr().cast(), domainname.len()) };
+        nix::errno::Errno::result(result).doing(|| "domainname")?;
+    }
+    Ok(())
+}

@@ -135,15 +135,23 @@ pub fn finish(channel: &SeqPacket, prepared: Result<Program, Failure>) -> ! {
             // There is no server any more.
             _ => None,
         },
-        Err(failure) => Some(match failure {
-            Failure::Executable(_) | Failure::Refused(_) => Report::Refused(failure.to_string()),
-            Failure::System { .. } => Report::Failed(failure.to_string()),
-        }),
+        Err(failure) => fail(channel, &failure),
     };
     if let Some(report) = report {
         // Nobody is left to hear that this was not heard.
         let _ = channel.send(&report.encode(), &[]);
     }
+    exit(NOT_STARTED)
+}
+
+/// Says why the process can't be made ready, and ends it.
+pub fn fail(channel: &SeqPacket, failure: &Failure) -> ! {
+    let report = match failure {
+        Failure::Executable(_) | Failure::Refused(_) => Report::Refused(failure.to_string()),
+        Failure::System { .. } => Report::Failed(failure.to_string()),
+    };
+    // Nobody is left to hear that this was not heard.
+    let _ = channel.send(&report.encode(), &[]);
     exit(NOT_STARTED)
 }
 

@@ -1,9 +1,5 @@
 //! The order in which a container's first process becomes ready, waits, and executes its program.
 
-use nix::{
-    mount::{MntFlags, umount2},
-    unistd::{chdir, fchdir, pivot_root},
-};
 use sealock_protocol::seqpacket::SeqPacket;
 
 use super::{
@@ -15,6 +11,7 @@ use super::{
     namespaces::{self, GuestProc},
     privileges,
     program::{self, Program, Stdio},
+    root::exchange_root,
     terminal::{self, Slave},
 };
 use crate::{linux::mount, oci::Container};
@@ -72,11 +69,7 @@ fn enter_root(
     if container.root.read_only {
         mount::make_read_only(&rootfs, false).doing(|| "root.readonly")?;
     }
-    // The old root ends up on top of the new one, where it is unmounted (pivot_root(2), "pivot_root(".", ".")").
-    fchdir(&rootfs).doing(|| "root: entering")?;
-    pivot_root(".", ".").doing(|| "root: exchanging the guest's for the container's")?;
-    umount2(".", MntFlags::MNT_DETACH).doing(|| "root: leaving the guest's")?;
-    chdir("/").doing(|| "root: entering")?;
+    exchange_root(&rootfs)?;
     if let Some(propagation) = container.root.propagation {
         mount::set_propagation(&rootfs, propagation).doing(|| "linux.rootfsPropagation")?;
     }

@@ -148,9 +148,9 @@ impl Children {
         }
         let cloned = clone_into(request.namespaces.flags(), cgroup.as_fd());
         if let Ok(Cloned::Child) = cloned {
-            drop(cgroup);
             match request.role {
                 Role::Container => container::setup::run(descriptors),
+                Role::Pause => container::pause::run(descriptors),
                 Role::Exec => container::exec::run(descriptors),
             }
         }

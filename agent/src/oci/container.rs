@@ -50,6 +50,25 @@ pub struct Limits {
     pub devices: Vec<DeviceRule>,
 }
 
+impl Limits {
+    /// Reads `linux.resources`.
+    ///
+    /// # Errors
+    /// The field that can't be applied.
+    pub fn parse(linux: &mut Object) -> Result<Self, SpecError> {
+        let mut resources = linux.object("resources")?;
+        let limits = Self {
+            devices: DeviceRule::parse_all(resources.as_mut())?,
+            settings: match &mut resources {
+                Some(resources) => Setting::parse_all(resources)?,
+                None => Vec::new(),
+            },
+        };
+        resources.map_or(Ok(()), Object::finish)?;
+        Ok(limits)
+    }
+}
+
 /// The longest host or domain name (`__NEW_UTS_LEN`).
 pub const MAX_HOSTNAME: usize = 64;
 
@@ -108,7 +127,11 @@ impl Container {
 }
 
 /// A host or domain name. To the kernel it belongs to a UTS namespace: without one it would be everybody's.
-fn name(spec: &mut Object, field: &str, namespaces: &Namespaces) -> Result<Option<String>, SpecError> {
+pub(super) fn name(
+    spec: &mut Object,
+    field: &str,
+    namespaces: &Namespaces,
+) -> Result<Option<String>, SpecError> {
     let Some(name) = spec.take_text(field)? else {
         return Ok(None);
     };

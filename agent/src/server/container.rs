@@ -7,6 +7,7 @@ use std::{
 
 use nix::{fcntl::OFlag, sys::stat::Mode};
 use sealock_protocol::agent::Stdio;
+use serde::Serialize;
 use tokio::{
     sync::{Mutex, RwLock, watch},
     time::timeout,
@@ -63,8 +64,8 @@ pub struct Container {
     pub(super) paused: RwLock<bool>,
     /// Processes that joined it.
     pub(super) execs: std::sync::Mutex<Execs>,
-    /// What such a process has in common with the first one.
-    base: oci::Container,
+    /// What such a process has in common with the first one; the pod's own container has none.
+    base: Option<oci::Container>,
     oom_kills: OomKills,
 }
 
@@ -83,53 +84,80 @@ impl Container {
     ) -> Result<Arc<Self>, Error> {
         let (plan, limits) = oci::Container::parse(spec)?;
         check_terminal(&plan.process, ports)?;
-        let join = Join::of(&plan.namespaces);
-        let shared = shared.map_or(&[][..], |shared| &shared.0);
+        let kinds = Join::of(&plan.namespaces);
         let join: Vec<_> = shared
+            .map_or(&[][..], |shared| &shared.0)
             .iter()
-            .filter(|(kind, _)| join.contains(kind))
+            .filter(|(kind, _)| kinds.contains(kind))
             .map(|(kind, namespace)| (*kind, namespace.as_fd()))
             .collect();
-        if join.len() != Join::of(&plan.namespaces).len() {
+        if join.len() != kinds.len() {
             return Err(Error::State(
                 "linux.namespaces: the pod has no container yet whose namespaces could be joined",
             ));
         }
-        let joins_pids = plan.namespaces.pid == oci::NamespaceSource::Sandbox;
-        let cgroup = Cgroup::create(id, &limits)?;
         let launch = Launch {
             role: Role::Container,
             namespaces: NewNamespaces::of(&plan.namespaces),
             join,
             ports,
         };
-        let Launched {
-            created,
-            mut conversation,
-            host,
-            guest,
-        } = match launch.go(init, cgroup.as_fd(), &plan).await {
-            Ok(launched) => launched,
-            Err(error) => {
-                cgroup.remove()?;
-                return Err(match error {
-                    NotLaunched::Failed(error) => error,
-                    NotLaunched::Refused(Refusal::Clone(libc::ENOMEM)) if joins_pids => Error::State(
-                        "linux.namespaces: the pod's process id namespace has ended with its first process",
-                    ),
-                    NotLaunched::Refused(refusal) => Error::not_created(refusal),
-                });
-            }
+        let cgroup = Cgroup::create(id, &limits)?;
+        let ready = get_ready(init, &cgroup, launch, &plan).await;
+        let base = oci::Container {
+            mounts: Vec::new(),
+            devices: Vec::new(),
+            masked_paths: Vec::new(),
+            readonly_paths: Vec::new(),
+            sysctl: Vec::new(),
+            ..plan
         };
-        let exit = created.exit.clone();
-        let process = match conversation.ready(exit.clone()).await {
-            Ok(()) => Process::attend(created, guest, conversation.terminal.take(), host),
-            Err(error) => Err(error),
+        Self::begin(id, cgroup, ready, Some(base), events)
+    }
+
+    /// Creates the pod's own container, which has no files and no program. After an error nothing of it is left.
+    ///
+    /// # Errors
+    /// The specification can't be carried out: the message names the field.
+    pub async fn create_pause(
+        init: &InitLink,
+        id: &str,
+        spec: &[u8],
+        events: Arc<Events>,
+    ) -> Result<Arc<Self>, Error> {
+        let (plan, limits) = oci::Pause::parse(spec)?;
+        if !Join::of(&plan.namespaces).is_empty() {
+            return Err(Error::State(
+                "linux.namespaces: there is nobody before the pod's own container to share one with",
+            ));
+        }
+        let launch = Launch {
+            role: Role::Pause,
+            namespaces: NewNamespaces::of(&plan.namespaces),
+            join: Vec::new(),
+            ports: &Stdio::new(),
         };
-        let (first, attendance) = match process {
-            Ok(process) => process,
+        let cgroup = Cgroup::create(id, &limits)?;
+        let ready = get_ready(init, &cgroup, launch, &plan).await;
+        Self::begin(id, cgroup, ready, None, events)
+    }
+
+    fn begin(
+        id: &str,
+        cgroup: Cgroup,
+        ready: Result<Ready, Error>,
+        base: Option<oci::Container>,
+        events: Arc<Events>,
+    ) -> Result<Arc<Self>, Error> {
+        let Ready {
+            first,
+            attendance,
+            conversation,
+        } = match ready {
+            Ok(ready) => ready,
             Err(error) => {
-                if let Err(other) = kill_and_remove(&cgroup, exit).await {
+                // There are no processes in it.
+                if let Err(other) = cgroup.remove() {
                     log(&format!("undoing the creation of container {id}: {other}"));
                 }
                 return Err(error);
@@ -141,14 +169,7 @@ impl Container {
             conversation: Mutex::new(Some(conversation)),
             paused: RwLock::new(false),
             execs: std::sync::Mutex::default(),
-            base: oci::Container {
-                mounts: Vec::new(),
-                devices: Vec::new(),
-                masked_paths: Vec::new(),
-                readonly_paths: Vec::new(),
-                sysctl: Vec::new(),
-                ..plan
-            },
+            base,
             oom_kills: OomKills::new(id, events),
         });
         tokio::spawn(Arc::clone(&container).attend(attendance));
@@ -158,16 +179,19 @@ impl Container {
     /// What a process that joins the container carries out.
     ///
     /// # Errors
-    /// It is to have a terminal and its streams are not, or the other way round.
+    /// It is to have a terminal and its streams are not, or the other way round; or it is the pod's own container.
     pub(super) fn plan_for(&self, process: oci::Process, ports: &Stdio) -> Result<oci::Container, Error> {
         check_terminal(&process, ports)?;
-        let first = &self.base.process;
+        let base = self
+            .base
+            .as_ref()
+            .ok_or(Error::State("the pod's own container has no programs to run"))?;
         Ok(oci::Container {
             process: oci::Process {
-                oom_score_adj: process.oom_score_adj.or(first.oom_score_adj),
+                oom_score_adj: process.oom_score_adj.or(base.process.oom_score_adj),
                 ..process
             },
-            ..self.base.clone()
+            ..base.clone()
         })
     }
 
@@ -263,12 +287,61 @@ impl Container {
         if !self.first.has_ended() && !force {
             return Err(Error::State("cannot remove a container that has not stopped"));
         }
-        kill_and_remove(&self.cgroup, self.first.exit()).await?;
+        kill(&self.cgroup, self.first.exit()).await?;
+        self.cgroup.remove()?;
         self.first.forget();
         for process in self.all_execs() {
             process.forget();
         }
         Ok(())
+    }
+}
+
+/// A container's first process, ready to execute its program.
+struct Ready {
+    first: Arc<Process>,
+    attendance: Attendance,
+    conversation: Conversation,
+}
+
+/// Has a container's first process created and waits until it is ready. After an error there is none in the cgroup.
+async fn get_ready(
+    init: &InitLink,
+    cgroup: &Cgroup,
+    launch: Launch<'_>,
+    plan: &impl Serialize,
+) -> Result<Ready, Error> {
+    let joins_pids = launch.join.iter().any(|(kind, _)| *kind == Join::Pid);
+    let launched = launch.go(init, cgroup.as_fd(), plan).await;
+    let Launched {
+        created,
+        mut conversation,
+        host,
+        guest,
+    } = launched.map_err(|error| match error {
+        NotLaunched::Failed(error) => error,
+        NotLaunched::Refused(Refusal::Clone(libc::ENOMEM)) if joins_pids => {
+            Error::State("linux.namespaces: the pod's process id namespace has ended with its first process")
+        }
+        NotLaunched::Refused(refusal) => Error::not_created(refusal),
+    })?;
+    let exit = created.exit.clone();
+    let process = match conversation.ready(exit.clone()).await {
+        Ok(()) => Process::attend(created, guest, conversation.terminal.take(), host),
+        Err(error) => Err(error),
+    };
+    match process {
+        Ok((first, attendance)) => Ok(Ready {
+            first,
+            attendance,
+            conversation,
+        }),
+        Err(error) => {
+            if let Err(other) = kill(cgroup, exit).await {
+                log(&other.to_string());
+            }
+            Err(error)
+        }
     }
 }
 
@@ -289,7 +362,8 @@ fn check_terminal(process: &oci::Process, ports: &Stdio) -> Result<(), Error> {
     Ok(())
 }
 
-async fn kill_and_remove(cgroup: &Cgroup, exit: watch::Receiver<Option<Exit>>) -> Result<(), Error> {
+/// Kills every process of a cgroup, among them the one whose end is `exit`, and waits until they are gone.
+async fn kill(cgroup: &Cgroup, exit: watch::Receiver<Option<Exit>>) -> Result<(), Error> {
     cgroup.kill()?;
     let gone = async {
         cgroup.wait_empty().await?;
@@ -298,6 +372,5 @@ async fn kill_and_remove(cgroup: &Cgroup, exit: watch::Receiver<Option<Exit>>) -
     };
     timeout(KILL_DEADLINE, gone)
         .await
-        .map_err(|_| Error::Deadline("ending the container's processes"))??;
-    Ok(cgroup.remove()?)
+        .map_err(|_| Error::Deadline("ending the container's processes"))?
 }

@@ -13,7 +13,7 @@ use nix::{
     unistd::sethostname,
 };
 use sealock_protocol::{
-    agent::{ExecProcessRequest, Network as WantedNetwork, Stdio, UpdateNetworkRequest},
+    agent::{CreateContainerRequest, ExecProcessRequest, Network as WantedNetwork, UpdateNetworkRequest},
     guest::SHARE_TAG,
 };
 use tokio::{
@@ -51,11 +51,19 @@ enum Slot {
     There(Arc<Container>),
 }
 
+/// What later containers join. Held by descriptors: it outlives the container that it began with, but for the process ids.
+#[derive(Debug)]
+struct Shared {
+    /// The container's id.
+    of: String,
+    namespaces: SharedNamespaces,
+}
+
 #[derive(Debug, Default)]
 struct State {
     ready: bool,
     stopping: bool,
-    shared: Option<Arc<SharedNamespaces>>,
+    shared: Option<Arc<Shared>>,
     containers: BTreeMap<String, Slot>,
 }
 
@@ -139,7 +147,8 @@ impl Pod {
     ///
     /// # Errors
     /// The name is taken or none, or the container can't be created.
-    pub async fn create(&self, id: &str, spec: &[u8], ports: &Stdio) -> Result<i32, Error> {
+    pub async fn create(&self, request: &CreateContainerRequest) -> Result<i32, Error> {
+        let id = &request.id;
         check_id("id", id)?;
         let shared = {
             let mut state = self.state();
@@ -152,28 +161,29 @@ impl Pod {
             state.containers.insert(id.to_owned(), Slot::Busy);
             state.shared.clone()
         };
-        let created = Container::create(
-            &self.init,
-            id,
-            spec,
-            ports,
-            shared.as_deref(),
-            Arc::clone(&self.events),
-        )
-        .await;
-        let first = match &created {
-            // A process that is not there any more has no namespaces to offer, and its container will tell.
-            Ok(container) if shared.is_none() => {
-                SharedNamespaces::of(container.first.pid()).ok().map(Arc::new)
-            }
-            _ => None,
+        let events = Arc::clone(&self.events);
+        let created = if request.pause {
+            Container::create_pause(&self.init, id, &request.spec, events).await
+        } else {
+            let ports = request.stdio.clone().unwrap_or_default();
+            let shared = shared.as_ref().map(|shared| &shared.namespaces);
+            Container::create(&self.init, id, &request.spec, &ports, shared, events).await
         };
         let mut state = self.state();
         match created {
             Ok(container) => {
                 let pid = container.first.pid();
-                if state.shared.is_none() {
-                    state.shared = first;
+                // The pod's own container's, or else the first one's, and the same one's when it comes again.
+                let offers = state
+                    .shared
+                    .as_ref()
+                    .is_none_or(|shared| request.pause || shared.of == *id);
+                // A process that is not there any more has no namespaces to offer, and its container will tell.
+                if offers && let Ok(namespaces) = SharedNamespaces::of(pid) {
+                    state.shared = Some(Arc::new(Shared {
+                        of: id.to_owned(),
+                        namespaces,
+                    }));
                 }
                 if state.stopping
                     && let Err(error) = container.kill()

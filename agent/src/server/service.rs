@@ -66,11 +66,7 @@ impl Agent for Service {
         request: CreateContainerRequest,
     ) -> ttrpc::Result<CreateContainerResponse> {
         let pod = Arc::clone(&self.pod);
-        let pid = to_the_end(async move {
-            let ports = request.stdio.unwrap_or_default();
-            pod.create(&request.id, &request.spec, &ports).await
-        })
-        .await?;
+        let pid = to_the_end(async move { pod.create(&request).await }).await?;
         let mut response = CreateContainerResponse::new();
         response.pid = positive(pid);
         Ok(response)
