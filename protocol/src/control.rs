@@ -34,6 +34,23 @@ pub enum Request {
         /// Of the device.
         mac: [u8; 6],
     },
+    /// Let the machine have this much from now on, within its bounds; what it has more of stays. Answered with
+    /// [`Event::Resized`].
+    Resize {
+        /// Virtual CPUs.
+        vcpus: u8,
+        /// Memory in MiB; what is more than at boot is rounded up to whole steps ([`memory_step_mib`]), as far as the bound
+        /// allows.
+        memory_mib: u32,
+    },
+}
+
+/// The unit in which the memory of a machine that booted with `boot_mib` MiB grows, in MiB: what Linux adds at once on
+/// x86-64 (`probe_memory_block_size`), which is more where the memory at boot ends beyond 64 GiB.
+#[must_use]
+pub const fn memory_step_mib(boot_mib: u32) -> u32 {
+    // The hole for devices is below 4 GiB.
+    if boot_mib < 60 << 10 { 128 } else { 2048 }
 }
 
 /// The number of descriptors that go with [`Request::Configure`] before those of the network devices.
@@ -43,10 +60,15 @@ pub const CONFIGURE_FDS: usize = 6;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MachineConfig {
-    /// Virtual CPUs, at least 1.
+    /// Virtual CPUs that exist from the start, at least 1. The guest boots one of them; its agent brings the others online.
     pub vcpus: u8,
-    /// Guest memory in MiB.
+    /// The most there can be later ([`Request::Resize`]), at least as many as [`MachineConfig::vcpus`]: the guest's tables
+    /// name them all.
+    pub max_vcpus: u8,
+    /// Guest memory at boot in MiB.
     pub memory_mib: u32,
+    /// The most there can be later, at least as much as [`MachineConfig::memory_mib`].
+    pub max_memory_mib: u32,
     /// Whether the kernel logs everything to the serial console; otherwise emergencies only.
     pub console: bool,
     /// The user the VMM becomes after it has been given its descriptors; 0 keeps the caller's (for tests).
@@ -105,7 +127,7 @@ pub struct RateLimit {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum Event {
-    /// The virtual CPUs are running; the steps until then.
+    /// All of [`MachineConfig::vcpus`] exist, and the first is running; the steps until then.
     Running {
         /// `vmm_exec`, `vmm_configured`, `vmm_memory`, `vmm_kernel_loaded`, `vmm_vcpus_started`.
         marks: Vec<Mark>,
@@ -127,6 +149,15 @@ pub enum Event {
         /// Of the device.
         mac: [u8; 6],
         /// Why not, in one line; empty when it is.
+        error: String,
+    },
+    /// The machine offers this much. The guest uses it when its agent has brought the CPUs online and its kernel the memory.
+    Resized {
+        /// Virtual CPUs.
+        vcpus: u8,
+        /// Memory in MiB.
+        memory_mib: u32,
+        /// Why it isn't what was asked for, in one line; empty when it is.
         error: String,
     },
     /// The machine has ended; the VMM's process does so next, with [`ExitReason::status`].

@@ -3,7 +3,9 @@
 //! | key | default | what |
 //! |---|---|---|
 //! | `vcpus` | 1 | virtual CPUs |
+//! | `max_vcpus` | 1 | virtual CPUs that the guest's tables name |
 //! | `memory` | 128 | MiB of memory |
+//! | `max_memory` | 128 | MiB it could grow to |
 //! | `console` | false | whether the kernel logs to the serial console |
 //! | `uid`, `gid` | 0 | what the VMM becomes |
 //! | `close` | 0 | close the control socket after as many milliseconds; 0 is never |
@@ -32,7 +34,9 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let (vmm, kernel, initramfs) = (next("VMM")?, next("kernel")?, next("initramfs")?);
     let mut machine = MachineConfig {
         vcpus: 1,
+        max_vcpus: 1,
         memory_mib: 128,
+        max_memory_mib: 128,
         console: false,
         uid: 0,
         gid: 0,
@@ -44,6 +48,8 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         let (key, value) = argument.split_once('=').ok_or("KEY=VALUE is expected")?;
         match key {
             "vcpus" => machine.vcpus = value.parse()?,
+            "max_vcpus" => machine.max_vcpus = value.parse()?,
+            "max_memory" => machine.max_memory_mib = value.parse()?,
             "memory" => machine.memory_mib = value.parse()?,
             "console" => machine.console = value.parse()?,
             "uid" => machine.uid = value.parse()?,
@@ -54,6 +60,8 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         }
     }
 
+    machine.max_vcpus = machine.max_vcpus.max(machine.vcpus);
+    machine.max_memory_mib = machine.max_memory_mib.max(machine.memory_mib);
     let (control, theirs) = SeqPacket::pair()?;
     let (_broker, their_broker) = SeqPacket::pair()?;
     let (_files, their_files) = SeqPacket::pair()?;
@@ -93,7 +101,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
                 println!("--- console\n{tail}\n---");
                 break;
             }
-            Event::NetAdded { .. } | Event::NetRemoved { .. } => {}
+            Event::NetAdded { .. } | Event::NetRemoved { .. } | Event::Resized { .. } => {}
             Event::Exited {
                 reason: ended,
                 detail,

@@ -1,17 +1,31 @@
 //! The guest kernel's command line: the one place where its parameters are chosen.
 
-/// For every machine.
+/// For every machine. What each saves is in `guest-kernel/README.md`.
 const ALWAYS: &[&str] = &[
-    // PCI is found by configuration mechanism #1, without trying others.
-    "pci=conf1",
-    // A reboot goes through the keyboard controller's reset line at once: the VMM hears of it with the first byte.
-    "reboot=k",
+    // PCI is found by configuration mechanism #1, without trying others and without a scan for quirks before the real one.
+    "pci=conf1,noearly",
+    // A reboot goes through the keyboard controller's reset line at once, without waiting for the other CPUs: the VMM hears of
+    // it with the first byte.
+    "reboot=k,f",
     // A panic does the same, without waiting.
     "panic=-1",
-    // The boot processor's random numbers seed the generator: nothing waits for entropy.
-    "random.trust_cpu=on",
     // The TSC is the host's, and the host watches it.
     "tsc=reliable",
+    // One CPU boots; the agent brings the others online while the container is made. No pause for a real processor's sake then,
+    // and no patching of the kernel for one CPU and back for several.
+    "maxcpus=1",
+    "cpu_init_udelay=0",
+    "noreplace-smp",
+    // Memory of each CPU that there may be comes in pages, not in pieces of 2 MiB.
+    "percpu_alloc=page",
+    // What is plugged is used, for anything.
+    "memhp_default_state=online",
+    // Mounts, cgroups and namespaces wait for grace periods: asking the few CPUs is quicker than waiting.
+    "rcupdate.rcu_expedited=1",
+    // A paused guest, or one that the host has no time for, is not stalled.
+    "rcupdate.rcu_cpu_stall_suppress=1",
+    // Virtio needs no bounce buffers.
+    "swiotlb=noforce",
     // One serial port, not four to probe.
     "8250.nr_uarts=1",
     // With one processor the kernel would take the lock prefixes out of its code, one by one: that costs more than it ever saves,

@@ -81,6 +81,10 @@ pub trait Sockets {
     /// # Errors
     /// There is none.
     fn remove_net(&mut self, mac: [u8; 6]) -> Result<(), String>;
+
+    /// Lets the machine have so many virtual CPUs and so many MiB of memory. Returns the answer to
+    /// [`Request::Resize`].
+    fn resize(&mut self, vcpus: u8, memory_mib: u32) -> Event;
 }
 
 impl Control {
@@ -165,6 +169,9 @@ impl Control {
             if watched[0].any().unwrap_or(false) {
                 match self.receive()? {
                     (Request::ReadConsole, _) => self.tell(&Event::Console { tail: console.tail() }),
+                    (Request::Resize { vcpus, memory_mib }, _) => {
+                        self.tell(&machine.resize(vcpus, memory_mib))
+                    }
                     (Request::AddNet(net), fds) => self.tell(&Event::NetAdded {
                         mac: net.mac,
                         error: machine.add_net(&net, fds).err().unwrap_or_default(),
@@ -206,6 +213,14 @@ mod tests {
         fn remove_net(&mut self, _mac: [u8; 6]) -> Result<(), String> {
             Err("no such thing".to_owned())
         }
+
+        fn resize(&mut self, vcpus: u8, memory_mib: u32) -> Event {
+            Event::Resized {
+                vcpus,
+                memory_mib,
+                error: String::new(),
+            }
+        }
     }
 
     fn net(queue_pairs: u8, vhost: bool) -> NetConfig {
@@ -222,7 +237,9 @@ mod tests {
     fn machine_with(nets: Vec<NetConfig>) -> Request {
         Request::Configure(MachineConfig {
             vcpus: 1,
+            max_vcpus: 1,
             memory_mib: 128,
+            max_memory_mib: 128,
             console: false,
             uid: 0,
             gid: 0,
@@ -316,6 +333,28 @@ mod tests {
         assert_eq!(event, Event::Console { tail: "hello".into() });
         ending.end(ExitReason::Panic, "");
         served.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_new_size_is_answered() {
+        let (control, shim) = control();
+        let request = Request::Resize {
+            vcpus: 3,
+            memory_mib: 999,
+        };
+        shim.send_json(&request, &[]).unwrap();
+        let served = thread::spawn(move || {
+            control.serve(&Console::default(), &Ending::new().unwrap(), &mut NoSockets)
+        });
+        let (event, _) = shim.receive_json::<Event>(control::MAX_MESSAGE).unwrap();
+        let resized = Event::Resized {
+            vcpus: 3,
+            memory_mib: 999,
+            error: String::new(),
+        };
+        assert_eq!(event, resized);
+        drop(shim);
+        assert!(matches!(served.join().unwrap(), Err(Error::Closed)));
     }
 
     #[test]

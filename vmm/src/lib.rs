@@ -5,13 +5,14 @@
 //! 1. [`run`] takes the control socket and waits for the configuration and its descriptors ([`control`]).
 //! 2. [`jail`] gives up the rights that are left.
 //! 3. [`machine`] makes the machine: [`memory`], kernel and [`initramfs`] ([`arch`]), [`pci`] with [`pvpanic`] and the
-//!    [`virtio`] devices ([`vsock`], [`mod@fs`], [`net`]), [`vcpu`]s.
+//!    [`virtio`] devices ([`vsock`], [`mod@fs`], [`net`], [`balloon`], [`mem`]), [`vcpu`]s.
 //! 4. The vCPUs' threads run the guest, the [`event_loop`]s serve the devices, the main thread answers the shim.
 //! 5. Whoever finds that the machine has ended says so to [`ending`]; the main thread tells the shim and exits.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod arch;
+pub mod balloon;
 pub mod coalesced;
 pub mod command_line;
 pub mod console;
@@ -22,6 +23,7 @@ pub mod fs;
 pub mod initramfs;
 pub mod jail;
 pub mod machine;
+pub mod mem;
 pub mod memory;
 pub mod net;
 pub mod pci;

@@ -11,7 +11,7 @@ use std::{
 use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use sealock_protocol::{
-    control::{ExitReason, MachineConfig, NetConfig},
+    control::{Event, ExitReason, MachineConfig, NetConfig, memory_step_mib},
     timeline::Mark,
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -24,6 +24,7 @@ use crate::{
         ports::{PCI_ADDRESS, Ports, SERIAL_INTERRUPT},
         registers,
     },
+    chain,
     coalesced::CoalescedWrites,
     command_line::command_line,
     console::Console,
@@ -31,6 +32,7 @@ use crate::{
     ending::Ending,
     event_loop::EventLoops,
     initramfs::{self, Initramfs},
+    mem::Growth,
     memory, net,
     pci::{
         bridge::HostBridge,
@@ -49,16 +51,26 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The number of virtual CPUs.
-    #[error("vcpus = {given} is not possible: 1 to {max} are")]
+    #[error("vcpus = {given} of max_vcpus = {most} is not possible: 1 to {max} are")]
     Vcpus {
         /// What was configured.
         given: u8,
+        /// What was configured for later.
+        most: u8,
         /// What the guest kernel and the host's KVM allow.
         max: u8,
     },
     /// The guest's memory.
     #[error(transparent)]
     Memory(#[from] memory::Error),
+    /// There is no more of something.
+    #[error("the machine has at most {vcpus} virtual CPUs and {memory_mib} MiB of memory")]
+    Most {
+        /// Virtual CPUs.
+        vcpus: u8,
+        /// Memory in MiB.
+        memory_mib: u32,
+    },
     /// The guest kernel.
     #[error(transparent)]
     Kernel(#[from] kernel::Error),
@@ -164,6 +176,10 @@ const CAPABILITIES: &[(Cap, &str)] = &[
 pub struct Parts {
     /// The shim's configuration.
     pub config: MachineConfig,
+    /// Where its memory is to be.
+    pub plan: memory::Plan,
+    /// What its memory can grow by.
+    pub growth: Option<Growth>,
     /// `/dev/kvm`.
     pub kvm: OwnedFd,
     /// The kernel's ELF image.
@@ -182,7 +198,10 @@ pub struct Parts {
 
 /// A machine that is ready to run.
 pub struct Machine {
-    vcpus: Vec<VcpuFd>,
+    first: VcpuFd,
+    factory: VcpuFactory,
+    config: MachineConfig,
+    growth: Option<Growth>,
     surroundings: Arc<Surroundings>,
     backplane: Backplane,
 }
@@ -193,14 +212,21 @@ impl Machine {
     /// # Errors
     /// See [`Error`].
     pub fn new(parts: Parts, marks: &mut Vec<Mark>) -> Result<Self, Error> {
-        let Parts { config, ending, .. } = parts;
+        let Parts {
+            config,
+            plan,
+            growth,
+            ending,
+            ..
+        } = parts;
         let kvm_system = system(parts.kvm)?;
         let most = u8::try_from(kvm_system.get_max_vcpus())
             .unwrap_or(u8::MAX)
             .min(layout::MAX_VCPUS);
-        if config.vcpus == 0 || config.vcpus > most {
+        if config.vcpus == 0 || config.vcpus > config.max_vcpus || config.max_vcpus > most {
             return Err(Error::Vcpus {
                 given: config.vcpus,
+                most: config.max_vcpus,
                 max: most,
             });
         }
@@ -208,7 +234,7 @@ impl Machine {
         let kernel = Kernel::new(parts.kernel)?;
         let initramfs = Initramfs::new(parts.initramfs)?;
 
-        let memory = memory::allocate(config.memory_mib)?;
+        let memory = memory::allocate(&plan)?;
         marks.push(Mark::now("vmm_memory"));
         // Copying the kernel takes as long as everything else together, so both happen at once.
         let (loaded, machine) = thread::scope(|scope| {
@@ -216,13 +242,14 @@ impl Machine {
                 .name("loader".to_owned())
                 .spawn_scoped(scope, || {
                     let line = command_line(config.console);
-                    let entry = boot::load(&memory, config.vcpus, kernel, initramfs, &line)?;
+                    let entry = boot::load(&memory, &plan.ram, config.max_vcpus, kernel, initramfs, &line)?;
                     Ok::<_, boot::Error>((entry, Mark::now("vmm_kernel_loaded")))
                 })
                 .map_err(host("start the thread that loads the kernel"))?;
             let machine = Self::assemble(
                 &kvm_system,
-                &config,
+                config.clone(),
+                growth,
                 memory.clone(),
                 parts.devices,
                 parts.nets,
@@ -237,16 +264,16 @@ impl Machine {
         let (entry, mark) = loaded?;
         marks.push(mark);
         let machine = machine?;
-        if let Some(first) = machine.vcpus.first() {
-            registers::boot_processor(first, entry).map_err(kvm("set the registers of virtual CPU 0"))?;
-        }
+        registers::boot_processor(&machine.first, entry)
+            .map_err(kvm("set the registers of virtual CPU 0"))?;
         Ok(machine)
     }
 
     /// Everything but what is in the memory and the boot processor's registers.
     fn assemble(
         system: &Kvm,
-        config: &MachineConfig,
+        config: MachineConfig,
+        growth: Option<Growth>,
         memory: Memory,
         devices: Vec<Box<dyn VirtioDevice>>,
         nets: Vec<(NetConfig, Vec<OwnedFd>)>,
@@ -281,13 +308,18 @@ impl Machine {
         let supported = system
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(kvm("ask what KVM offers of the processor"))?;
-        let vcpus: Vec<_> = (0..config.vcpus)
-            .map(|id| vcpu(&vm, id, config.vcpus, &supported))
-            .collect::<Result<_, Error>>()?;
-        // There is at least one.
-        let coalesced = coalesce(system, &vm, &vcpus[0])?;
+        let factory = VcpuFactory {
+            vm,
+            supported,
+            most: config.max_vcpus,
+        };
+        let first = factory.make(0)?;
+        let coalesced = coalesce(system, &factory.vm, &first)?;
         Ok(Self {
-            vcpus,
+            first,
+            factory,
+            config,
+            growth,
             surroundings: Arc::new(Surroundings {
                 coalesced,
                 ports: Ports::new(serial, console, pci.clone(), ending.clone()),
@@ -301,29 +333,71 @@ impl Machine {
     /// Runs the machine.
     ///
     /// # Errors
-    /// The host has no threads left.
+    /// The host has no threads left, or KVM refuses a virtual CPU.
     pub fn start(self) -> Result<RunningMachine, Error> {
         self.backplane
             .wiring
             .loops
             .start()
             .map_err(host("start the devices' event loop"))?;
-        let vcpus = Vcpus::start(self.vcpus, &self.surroundings).map_err(host("start the virtual CPUs"))?;
-        Ok(RunningMachine {
+        let mut vcpus = Vcpus::new(self.surroundings).map_err(host("catch a signal"))?;
+        vcpus.add(self.first).map_err(host("start virtual CPU 0"))?;
+        let mut machine = RunningMachine {
             vcpus,
+            factory: self.factory,
+            boot_memory_mib: self.config.memory_mib,
+            growth: self.growth,
             backplane: self.backplane,
-        })
+        };
+        // While the guest boots on the first.
+        machine.add_vcpus(self.config.vcpus)?;
+        Ok(machine)
+    }
+}
+
+/// Makes virtual CPUs.
+struct VcpuFactory {
+    vm: Arc<VmFd>,
+    /// What KVM offers of the processor.
+    supported: CpuId,
+    /// How many there will be at most, which is what the guest is told.
+    most: u8,
+}
+
+impl VcpuFactory {
+    fn make(&self, id: u8) -> Result<VcpuFd, Error> {
+        let vcpu = self
+            .vm
+            .create_vcpu(id.into())
+            .map_err(kvm("create a virtual CPU"))?;
+        let leaves = cpuid::for_processor(&self.supported, id, self.most).ok_or(Error::Cpuid)?;
+        vcpu.set_cpuid2(&leaves)
+            .map_err(kvm("set a virtual CPU's CPUID"))?;
+        registers::model_specific(&vcpu).map_err(kvm("set a virtual CPU's model specific registers"))?;
+        Ok(vcpu)
     }
 }
 
 /// A machine whose virtual CPUs run.
 pub struct RunningMachine {
     vcpus: Vcpus,
+    factory: VcpuFactory,
+    boot_memory_mib: u32,
+    growth: Option<Growth>,
     /// With the memory, which is mapped as long as they run.
     backplane: Backplane,
 }
 
 impl RunningMachine {
+    fn add_vcpus(&mut self, count: u8) -> Result<(), Error> {
+        let there = u8::try_from(self.vcpus.count()).unwrap_or(u8::MAX);
+        for id in there..count {
+            let vcpu = self.factory.make(id)?;
+            self.vcpus.add(vcpu).map_err(host("start a virtual CPU"))?;
+        }
+        Ok(())
+    }
+
     /// Stops the vCPUs after the machine's [`Ending`] has been told. The process is to end next.
     pub fn stop(self, patience: std::time::Duration) {
         self.vcpus.stop(patience);
@@ -341,6 +415,36 @@ impl Sockets for RunningMachine {
 
     fn remove_net(&mut self, mac: [u8; 6]) -> Result<(), String> {
         self.backplane.detach_net(mac)
+    }
+
+    /// What there is more of stays; as much as there can be of either is done, and told.
+    fn resize(&mut self, vcpus: u8, memory_mib: u32) -> Event {
+        let most = self.factory.most;
+        let added = self.add_vcpus(vcpus.min(most));
+        let step = memory_step_mib(self.boot_memory_mib);
+        let wanted = memory_mib
+            .saturating_sub(self.boot_memory_mib)
+            .div_ceil(step)
+            .saturating_mul(step);
+        let granted = self
+            .growth
+            .as_ref()
+            .map_or(0, |growth| growth.request(u64::from(wanted) << 20));
+        let granted = u32::try_from(granted >> 20).unwrap_or(u32::MAX);
+        let memory = self.boot_memory_mib.saturating_add(granted);
+        let error = match added {
+            Err(error) => chain(&error),
+            Ok(()) if vcpus > most || memory_mib > memory => chain(&Error::Most {
+                vcpus: most,
+                memory_mib: memory,
+            }),
+            Ok(()) => String::new(),
+        };
+        Event::Resized {
+            vcpus: u8::try_from(self.vcpus.count()).unwrap_or(u8::MAX),
+            memory_mib: memory,
+            error,
+        }
     }
 }
 
@@ -431,13 +535,4 @@ fn coalesce(system: &Kvm, vm: &VmFd, vcpu: &VcpuFd) -> Result<CoalescedWrites, E
         .map_err(kvm("coalesce writes to PCI's address register"))?;
     let page = u32::try_from(system.check_extension_int(Cap::CoalescedMmio)).unwrap_or(0);
     CoalescedWrites::new(vcpu, page).map_err(host("map the ring of coalesced writes"))
-}
-
-fn vcpu(vm: &VmFd, id: u8, count: u8, supported: &CpuId) -> Result<VcpuFd, Error> {
-    let vcpu = vm.create_vcpu(id.into()).map_err(kvm("create a virtual CPU"))?;
-    let leaves = cpuid::for_processor(supported, id, count).ok_or(Error::Cpuid)?;
-    vcpu.set_cpuid2(&leaves)
-        .map_err(kvm("set a virtual CPU's CPUID"))?;
-    registers::model_specific(&vcpu).map_err(kvm("set a virtual CPU's model specific registers"))?;
-    Ok(vcpu)
 }

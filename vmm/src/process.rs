@@ -10,6 +10,7 @@ use sealock_protocol::{
 };
 
 use crate::{
+    balloon::Balloon,
     chain,
     console::Console,
     control::{Control, Error},
@@ -17,6 +18,8 @@ use crate::{
     fs::FileSystem,
     jail::{self, Parent},
     machine::{self, Machine, Parts, RunningMachine},
+    mem::{Growth, Mem},
+    memory::Plan,
     virtio::{device::VirtioDevice, rng::Rng},
     vsock::Vsock,
 };
@@ -100,12 +103,19 @@ fn serve(
         reason: ExitReason::Host,
         detail: format!("cannot make an eventfd: {error}"),
     })?;
-    let devices = devices(configuration.broker, configuration.files).map_err(|error| Failure {
-        reason: ExitReason::Host,
-        detail: format!("cannot make the devices: {error}"),
-    })?;
+    let plan = Plan::new(config.memory_mib, config.max_memory_mib).map_err(machine::Error::from)?;
+    let growth = plan
+        .growth
+        .map(|(start, length)| Growth::new(start, length as u64));
+    let devices =
+        devices(configuration.broker, configuration.files, growth.clone()).map_err(|error| Failure {
+            reason: ExitReason::Host,
+            detail: format!("cannot make the devices: {error}"),
+        })?;
     let parts = Parts {
         config,
+        plan,
+        growth,
         kvm: configuration.kvm,
         kernel: configuration.kernel,
         initramfs: configuration.initramfs,
@@ -126,12 +136,21 @@ fn serve(
 }
 
 /// The machine's virtio devices, in the order of their slots.
-fn devices(broker: SeqPacket, files: SeqPacket) -> io::Result<Vec<Box<dyn VirtioDevice>>> {
-    Ok(vec![
+fn devices(
+    broker: SeqPacket,
+    files: SeqPacket,
+    growth: Option<Growth>,
+) -> io::Result<Vec<Box<dyn VirtioDevice>>> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
         Box::new(Vsock::new(broker, guest::GUEST_CID)?),
         Box::new(FileSystem::new(guest::SHARE_TAG, files)?),
         Box::new(Rng),
-    ])
+        Box::new(Balloon),
+    ];
+    if let Some(growth) = growth {
+        devices.push(Box::new(Mem::new(growth)));
+    }
+    Ok(devices)
 }
 
 fn end(machine: RunningMachine, ending: &Ending) -> (ExitReason, String) {

@@ -36,35 +36,53 @@ pub struct Surroundings {
 
 /// The running vCPUs.
 pub struct Vcpus {
+    surroundings: Arc<Surroundings>,
     threads: Vec<JoinHandle<()>>,
+    /// Held by every thread.
+    running: Sender<()>,
     /// Closed when the last thread has ended.
     done: Receiver<()>,
 }
 
 impl Vcpus {
-    /// Runs the vCPUs.
+    /// None yet.
+    ///
+    /// # Errors
+    /// The host refuses the signal that stops them.
+    pub fn new(surroundings: Arc<Surroundings>) -> io::Result<Self> {
+        register_signal_handler(SIGRTMIN(), leave_guest)?;
+        let (running, done) = channel();
+        Ok(Self {
+            surroundings,
+            threads: Vec::new(),
+            running,
+            done,
+        })
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// Runs one more.
     ///
     /// # Errors
     /// The host has no threads left.
-    pub fn start(vcpus: Vec<VcpuFd>, surroundings: &Arc<Surroundings>) -> io::Result<Self> {
-        register_signal_handler(SIGRTMIN(), leave_guest)?;
-        let (running, done) = channel();
-        let threads = vcpus
-            .into_iter()
-            .enumerate()
-            .map(|(index, vcpu)| {
-                let surroundings = surroundings.clone();
-                let running: Sender<()> = running.clone();
-                thread::Builder::new()
-                    .name(format!("vcpu{index}"))
-                    .stack_size(STACK)
-                    .spawn(move || {
-                        run(vcpu, index, &surroundings);
-                        drop(running);
-                    })
-            })
-            .collect::<io::Result<_>>()?;
-        Ok(Self { threads, done })
+    pub fn add(&mut self, vcpu: VcpuFd) -> io::Result<()> {
+        let index = self.count();
+        let surroundings = self.surroundings.clone();
+        let running = self.running.clone();
+        let thread = thread::Builder::new()
+            .name(format!("vcpu{index}"))
+            .stack_size(STACK)
+            .spawn(move || {
+                run(vcpu, index, &surroundings);
+                drop(running);
+            })?;
+        self.threads.push(thread);
+        Ok(())
     }
 
     /// Waits for the vCPUs to stop, at most as long as `patience`, after the machine's [`Ending`] has been told.
@@ -73,6 +91,7 @@ impl Vcpus {
             // Fails only for a number that is no signal.
             let _ = thread.kill(SIGRTMIN());
         }
+        drop(self.running);
         let deadline = Instant::now() + patience;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());

@@ -145,6 +145,40 @@ impl ActiveQueue {
             self.interrupt.trigger();
         }
     }
+
+    /// After a kick: hands the available chains to `serve`, which returns the number of bytes it has written, and tells the
+    /// driver. What is left after `most` chains has its turn after whatever else the event loop has to do.
+    pub fn turn(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        most: usize,
+        mut serve: impl FnMut(DescriptorChain<&GuestMemoryMmap>) -> u32,
+    ) {
+        // Nothing to read is nothing to do: the eventfd is non-blocking.
+        if self.kick.read().is_err() {
+            return;
+        }
+        let mut served = 0;
+        // Whether there may be more: not when the ring makes no sense, which is the guest's own trouble.
+        let mut more = true;
+        while more && served < most {
+            more = match self.next_chain(memory) {
+                Ok(Some(chain)) => {
+                    let head = chain.head_index();
+                    let written = serve(chain);
+                    served += 1;
+                    self.queue.add_used(memory, head, written).is_ok()
+                }
+                Ok(None) | Err(Broken) => false,
+            };
+        }
+        if served > 0 {
+            self.notify_driver(memory);
+        }
+        if more {
+            self.come_back();
+        }
+    }
 }
 
 /// An interrupt for the driver, of a queue or of the configuration.

@@ -1,9 +1,7 @@
 //! What the kernel finds in memory when it is entered: the 64-bit protocol of Linux' `Documentation/arch/x86/boot.rst`.
 
 use linux_loader::bootparam::{boot_e820_entry, boot_params};
-use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
-};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::{
     kernel::{self, Kernel},
@@ -44,19 +42,21 @@ const PAGE: u64 = 4096;
 
 const E820_RAM: u32 = 1;
 
-/// Loads kernel and initramfs and writes everything else the kernel expects. Returns where it is to be entered.
+/// Loads kernel and initramfs and writes everything else the kernel expects: that it has `ram` of the memory, and `vcpus`
+/// CPUs. Returns where it is to be entered.
 ///
 /// # Errors
 /// See [`Error`].
 pub fn load(
     memory: &GuestMemoryMmap,
+    ram: &[(GuestAddress, usize)],
     vcpus: u8,
     kernel: Kernel,
     initramfs: Initramfs,
     command_line: &str,
 ) -> Result<GuestAddress, Error> {
-    let low_end = memory.iter().next().map_or(0, |region| region.len());
-    let total: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
+    let low_end = ram.first().map_or(0, |(_, length)| *length as u64);
+    let total: u64 = ram.iter().map(|(_, length)| *length as u64).sum();
     check_size(total, kernel.end(), initramfs.size())?;
     // Above the kernel, and at the end of the memory below the hole: check_size has seen to it that it fits.
     let ramdisk = low_end.saturating_sub(initramfs.size()) / PAGE * PAGE;
@@ -73,7 +73,7 @@ pub fn load(
         GuestAddress(layout::COMMAND_LINE.0 + command_line.len() as u64),
     )?;
     memory.write_obj(
-        zero_page(&e820(memory), ramdisk, ramdisk_size, command_line.len()),
+        zero_page(&e820(ram), ramdisk, ramdisk_size, command_line.len()),
         layout::ZERO_PAGE,
     )?;
     mptable::write(memory, vcpus)?;
@@ -96,16 +96,16 @@ fn check_size(total: u64, kernel_end: u64, initramfs: u64) -> Result<(), Error> 
 }
 
 /// The memory map: RAM without the hole between 640 KiB and 1 MiB.
-fn e820(memory: &GuestMemoryMmap) -> Vec<boot_e820_entry> {
+fn e820(regions: &[(GuestAddress, usize)]) -> Vec<boot_e820_entry> {
     let ram = |addr: u64, end: u64| boot_e820_entry {
         addr,
         size: end - addr,
         r#type: E820_RAM,
     };
     let mut map = Vec::new();
-    for region in memory.iter() {
-        let start = region.start_addr().0;
-        let end = start + region.len();
+    for (start, length) in regions {
+        let start = start.0;
+        let end = start + *length as u64;
         if start == 0 {
             map.push(ram(0, layout::LOW_RAM_END.min(end)));
             if end > layout::HIGH_RAM {
@@ -142,8 +142,7 @@ mod tests {
     #[test]
     fn the_memory_map_leaves_out_the_legacy_hole_and_the_devices() {
         let regions = layout::memory_regions((3 << 30) + (1 << 20)).unwrap();
-        let memory = GuestMemoryMmap::from_ranges(&regions).unwrap();
-        let map: Vec<_> = e820(&memory)
+        let map: Vec<_> = e820(&regions)
             .iter()
             .map(|entry| ({ entry.addr }, { entry.addr + entry.size }, { entry.r#type }))
             .collect();
@@ -170,8 +169,7 @@ mod tests {
 
     #[test]
     fn the_zero_page_says_where_things_are() {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 16 << 20)]).unwrap();
-        let page = zero_page(&e820(&memory), 0x1234_5000, 77, 5);
+        let page = zero_page(&e820(&[(GuestAddress(0), 16 << 20)]), 0x1234_5000, 77, 5);
         let header = page.hdr;
         assert_eq!({ header.header }, 0x5372_6448);
         assert_eq!(

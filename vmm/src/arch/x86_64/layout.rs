@@ -7,6 +7,7 @@
 //! | 1 MiB | 3 GiB at most | RAM |
 //! | 3 GiB | 4 GiB | the functions' registers, and the interrupt controllers at their usual places |
 //! | 4 GiB | | the rest of the RAM |
+//! | a multiple of 2 GiB beyond | | what the RAM can grow by |
 
 use vm_memory::GuestAddress;
 
@@ -71,9 +72,41 @@ pub fn memory_regions(size: u64) -> Option<Vec<(GuestAddress, usize)>> {
     Some(regions)
 }
 
+/// The alignment of [`growth_region`], in bytes: the largest unit in which Linux adds memory.
+const GROWTH_ALIGNMENT: u64 = 2 << 30;
+
+/// Where a machine that boots with `boot` bytes of RAM and may have `most` has the rest: address and length, `None` when
+/// there is none. The length is a multiple of `step`, the unit in which the guest can add memory: it is rounded down.
+#[must_use]
+pub fn growth_region(boot: u64, most: u64, step: u64) -> Option<(GuestAddress, usize)> {
+    let length = most.checked_sub(boot)? / step * step;
+    let start = match boot.checked_sub(MMIO_HOLE) {
+        None | Some(0) => HIGH_MEMORY,
+        Some(high) => HIGH_MEMORY
+            .checked_add(high)?
+            .checked_next_multiple_of(GROWTH_ALIGNMENT)?,
+    };
+    start.checked_add(length)?;
+    (length > 0).then_some((GuestAddress(start), usize::try_from(length).ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_grows_beyond_the_devices_and_what_is_there() {
+        const MIB: u64 = 1 << 20;
+        let step = 128 * MIB;
+        let at = |address, mib: usize| Some((GuestAddress(address), mib << 20));
+        assert_eq!(growth_region(64 * MIB, 64 * MIB, step), None);
+        assert_eq!(growth_region(64 * MIB, 191 * MIB, step), None);
+        assert_eq!(growth_region(64 * MIB, 1100 * MIB, step), at(4 << 30, 1024));
+        assert_eq!(growth_region(3 << 30, 4 << 30, step), at(4 << 30, 1024));
+        assert_eq!(growth_region((3 << 30) + 1, 5 << 30, step), at(6 << 30, 1920));
+        assert_eq!(growth_region(128 * MIB, 64 * MIB, step), None);
+        assert_eq!(growth_region(u64::MAX - 1, u64::MAX, 1), None);
+    }
 
     #[test]
     fn memory_makes_room_for_devices_below_4_gib() {
