@@ -4,11 +4,12 @@ use std::{io, time::Duration};
 
 use sealock_protocol::{
     agent::{
-        AgentClient, ContainerStatsRequest, ContainerStatsResponse, CreateContainerRequest,
-        CreateSandboxRequest, ExecPid, ExecProcessRequest, ListProcessesRequest, NextEventRequest,
-        PauseContainerRequest, RefreshVolumeRequest, RemoveContainerRequest, RemoveProcessRequest,
-        ResizeTerminalRequest, ResumeContainerRequest, SignalContainerRequest, StartContainerRequest, Stdio,
-        StopSandboxRequest, UpdateContainerRequest, WaitContainerRequest, next_event_response,
+        AgentClient, AwaitMemoryPressureRequest, ContainerStatsRequest, ContainerStatsResponse,
+        CreateContainerRequest, CreateSandboxRequest, ExecPid, ExecProcessRequest, ListProcessesRequest,
+        NextEventRequest, PauseContainerRequest, RefreshVolumeRequest, RemoveContainerRequest,
+        RemoveProcessRequest, ResizeSandboxRequest, ResizeTerminalRequest, ResumeContainerRequest,
+        SignalContainerRequest, StartContainerRequest, Stdio, StopSandboxRequest, UpdateContainerRequest,
+        WaitContainerRequest, next_event_response,
     },
     guest::{Hello, MAX_HELLO, VERSION},
     timeline::monotonic_ns,
@@ -20,7 +21,7 @@ use ttrpc::{
     proto::Code,
 };
 
-use crate::error::Kind;
+use crate::{error::Kind, size::Size};
 
 /// What is wrong with an agent, or what it finds wrong with a request.
 #[derive(Debug, thiserror::Error)]
@@ -166,14 +167,19 @@ impl Agent {
         }
     }
 
-    /// Sets the pod up.
+    /// Sets the pod up in a machine of `size`.
     ///
     /// # Errors
     /// The agent refuses or doesn't answer.
-    pub async fn create_sandbox(&self, hostname: &str, entropy: Vec<u8>) -> Result<(), Error> {
+    pub async fn create_sandbox(&self, hostname: &str, entropy: Vec<u8>, size: Size) -> Result<(), Error> {
         let mut request = CreateSandboxRequest::new();
         request.hostname = hostname.to_owned();
         request.entropy = entropy;
+        request.vcpus = size.vcpus.into();
+        request.memory_mib = size.memory_mib;
+        if size.max_memory_mib > size.memory_mib {
+            request.max_memory_mib = size.max_memory_mib;
+        }
         let answer = self.client.create_sandbox(self.within(), &request).await;
         self.check("CreateSandbox", answer).map(drop)
     }
@@ -371,6 +377,32 @@ impl Agent {
         request.source = source.to_owned();
         let answer = self.client.refresh_volume(self.within(), &request).await;
         self.check("RefreshVolume", answer).map(drop)
+    }
+
+    /// Has the guest use `vcpus` CPUs and `memory_mib` MiB of memory, which its machine offers.
+    ///
+    /// # Errors
+    /// The agent refuses or doesn't answer.
+    pub async fn resize_sandbox(&self, vcpus: u8, memory_mib: u32) -> Result<(), Error> {
+        let mut request = ResizeSandboxRequest::new();
+        request.vcpus = vcpus.into();
+        request.memory_mib = memory_mib;
+        let answer = self.client.resize_sandbox(self.within(), &request).await;
+        self.check("ResizeSandbox", answer).map(drop)
+    }
+
+    /// Waits, without a deadline, until the guest needs more than the `memory_mib` MiB it has, and returns what it wants.
+    ///
+    /// # Errors
+    /// The agent refuses or goes away.
+    pub async fn await_memory_pressure(&self, memory_mib: u32) -> Result<u32, Error> {
+        let mut request = AwaitMemoryPressureRequest::new();
+        request.memory_mib = memory_mib;
+        let answer = self
+            .client
+            .await_memory_pressure(Context::default(), &request)
+            .await;
+        Ok(self.check("AwaitMemoryPressure", answer)?.memory_mib)
     }
 
     /// Ends the pod, with what it has written on the host's side.

@@ -81,7 +81,9 @@ pub struct Config {
     vmm: PathBuf,
     fsd: PathBuf,
     memory_mib: u32,
+    max_memory_mib: u32,
     vcpus: u8,
+    max_vcpus: u8,
     console: bool,
     agent_timeout: Duration,
     uid_base: u32,
@@ -99,7 +101,9 @@ struct Written {
     vmm: Option<Spanned<PathBuf>>,
     fsd: Option<Spanned<PathBuf>>,
     memory_mib: Option<Spanned<u32>>,
+    max_memory_mib: Option<Spanned<u32>>,
     vcpus: Option<Spanned<u8>>,
+    max_vcpus: Option<Spanned<u8>>,
     console: Option<bool>,
     agent_timeout_ms: Option<Spanned<u32>>,
     uid_base: Option<Spanned<u32>>,
@@ -157,16 +161,14 @@ impl Config {
             Some(value) if value.get_ref().is_absolute() => Ok(value.into_inner()),
             Some(value) => Err(lines.value(key, &value.span(), "not an absolute path", "give the full path")),
         };
-        let vcpus = match written.vcpus {
-            Some(value) if !(1..=MAX_VCPUS).contains(value.get_ref()) => {
-                return Err(lines.value(
-                    "vcpus",
-                    &value.span(),
-                    &format!("{} is out of range", value.get_ref()),
-                    &format!("use 1 to {MAX_VCPUS}"),
-                ));
-            }
-            value => value.map_or(1, Spanned::into_inner),
+        let vcpus = |key: &str, value: Option<Spanned<u8>>, default: u8| match value {
+            Some(value) if !(default..=MAX_VCPUS).contains(value.get_ref()) => Err(lines.value(
+                key,
+                &value.span(),
+                &format!("{} is out of range", value.get_ref()),
+                &format!("use {default} to {MAX_VCPUS}"),
+            )),
+            value => Ok(value.map_or(default, Spanned::into_inner)),
         };
         let at_least =
             |key: &str, value: Option<Spanned<u32>>, default: u32, least: u32, most: u32| match value {
@@ -186,7 +188,9 @@ impl Config {
             vmm: path("vmm", written.vmm, libexec.join("sealock-vmm"))?,
             fsd: path("fsd", written.fsd, libexec.join("sealock-fsd"))?,
             memory_mib: at_least("memory_mib", written.memory_mib, 512, MIN_MEMORY_MIB, 1 << 24)?,
-            vcpus,
+            max_memory_mib: at_least("max_memory_mib", written.max_memory_mib, 0, 0, 1 << 24)?,
+            vcpus: vcpus("vcpus", written.vcpus, 1)?,
+            max_vcpus: vcpus("max_vcpus", written.max_vcpus, 0)?,
             console: written.console.unwrap_or(false),
             agent_timeout: Duration::from_millis(
                 at_least(
@@ -233,6 +237,18 @@ impl Config {
     #[must_use]
     pub fn memory_mib(&self) -> u32 {
         self.memory_mib
+    }
+
+    /// What a machine's memory can grow to, in MiB; 0 stands for the host's.
+    #[must_use]
+    pub fn max_memory_mib(&self) -> u32 {
+        self.max_memory_mib
+    }
+
+    /// What a machine's virtual CPUs can become, at most [`MAX_VCPUS`]; 0 stands for the host's.
+    #[must_use]
+    pub fn max_vcpus(&self) -> u8 {
+        self.max_vcpus
     }
 
     /// A machine's virtual CPUs when nothing more is asked for, 1 to [`MAX_VCPUS`].
@@ -382,7 +398,9 @@ mod tests {
             "vmm",
             "fsd",
             "memory_mib",
+            "max_memory_mib",
             "vcpus",
+            "max_vcpus",
             "console",
             "agent_timeout_ms",
             "uid_base",
@@ -424,6 +442,7 @@ mod tests {
         for (text, expected) in [
             ("memory_mib = 63", "memory_mib: 63 is out of range; use 64 to"),
             ("vcpus = 0", "vcpus: 0 is out of range; use 1 to 32"),
+            ("max_vcpus = 33", "max_vcpus: 33 is out of range; use 0 to 32"),
             ("vcpus = 33", "vcpus: 33 is out of range; use 1 to 32"),
             ("agent_timeout_ms = 0", "agent_timeout_ms: 0 is out of range"),
             ("uid_base = 0", "uid_base: 0 is out of range; use 1000 to"),

@@ -49,6 +49,9 @@ pub enum Error {
     /// The pod has ended.
     #[error("the pod has ended: {0}")]
     Ended(String),
+    /// The machine can't have the size.
+    #[error("cannot let the pod's machine grow: {0}")]
+    Resize(String),
     /// The machine did not go away.
     #[error("the pod's processes are still there {} s after they were killed", .0.as_secs())]
     Undead(Duration),
@@ -96,7 +99,7 @@ impl Error {
             Self::Config(_) | Self::Check(_) => Kind::FailedPrecondition,
             Self::NotStarted(error) => error.kind(),
             Self::Ended(_) => Kind::Unavailable,
-            Self::Launch(_) | Self::Undead(_) | Self::Cleanup(_) => Kind::Internal,
+            Self::Launch(_) | Self::Resize(_) | Self::Undead(_) | Self::Cleanup(_) => Kind::Internal,
         }
     }
 }

@@ -109,6 +109,7 @@ pub struct Launched {
     pub(crate) uid: Uid,
     pub(crate) id: String,
     pub(crate) hostname: String,
+    pub(crate) size: Size,
     pub(crate) config: Config,
     pub(crate) ports: Ports,
     pub(crate) hello: UnixStream,
@@ -160,7 +161,9 @@ pub(crate) fn launch_with(
     timeline.mark("vmm_spawned");
     let machine = MachineConfig {
         vcpus: size.vcpus,
+        max_vcpus: size.max_vcpus,
         memory_mib: size.memory_mib,
+        max_memory_mib: size.max_memory_mib,
         console: config.console(),
         uid: uid.get(),
         gid: uid.get(),
@@ -216,6 +219,7 @@ pub(crate) fn launch_with(
         uid,
         id: request.id.to_owned(),
         hostname: spec::hostname(request.spec).to_owned(),
+        size,
         config: config.clone(),
         ports,
         hello: sockets.hello.0,

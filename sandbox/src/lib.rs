@@ -10,7 +10,8 @@
 //! 4. [`Sandbox::create_container`](sandbox::Sandbox::create_container) mounts a root file system ([`mount`], [`share`]),
 //!    prepares the specification ([`spec`]), attaches the streams ([`stdio`], [`attachment`]), and asks the agent for a
 //!    [`container::Container`], in which [`Container::exec`](container::Container::exec) starts further processes.
-//! 5. [`Sandbox::stop`](sandbox::Sandbox::stop) ends the pod; after a crash, [`state::destroy`] does ([`cleanup`]).
+//! 5. While it runs, [`resize`] lets its machine grow.
+//! 6. [`Sandbox::stop`](sandbox::Sandbox::stop) ends the pod; after a crash, [`state::destroy`] does ([`cleanup`]).
 //!
 //! Everything here runs on one thread: a pod's processes ask to be killed when the thread that started them ends.
 
@@ -33,6 +34,7 @@ pub mod launch;
 pub mod logger;
 pub mod mount;
 pub mod process;
+pub mod resize;
 pub mod sandbox;
 pub mod share;
 pub mod size;

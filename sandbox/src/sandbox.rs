@@ -32,6 +32,7 @@ use crate::{
     error::{Error, line},
     launch::{self, Launched, console_clause},
     process::{self, Process},
+    resize::Sizing,
     share::Share,
     socket::{self, AsyncSeqPacket},
     state::{PodDir, Uid},
@@ -67,6 +68,8 @@ pub struct Sandbox {
     stopping: Arc<AtomicBool>,
     stop: tokio::sync::Mutex<()>,
     files: Mutex<Option<(Option<PodCgroup>, PodDir, Uid)>>,
+    control: Arc<Control>,
+    pub(crate) sizing: Sizing,
 }
 
 /// What happens by itself in a pod.
@@ -84,14 +87,26 @@ pub enum GuestEvent {
 /// What the monitor has said so far.
 #[derive(Debug, Default)]
 struct Said {
+    running: bool,
     console: Option<String>,
+    /// The answer to a [`Request::Resize`].
+    resized: Option<Resized>,
     exited: Option<(ExitReason, String, String)>,
     closed: bool,
 }
 
+/// What the machine offers after a [`Request::Resize`].
+#[derive(Clone, Debug)]
+pub(crate) struct Resized {
+    pub(crate) vcpus: u8,
+    pub(crate) memory_mib: u32,
+    /// Why it isn't what was asked for.
+    pub(crate) error: String,
+}
+
 /// The monitor's control socket.
 #[derive(Debug)]
-struct Control {
+pub(crate) struct Control {
     socket: AsyncSeqPacket,
     said: watch::Sender<Said>,
 }
@@ -99,10 +114,38 @@ struct Control {
 impl Control {
     /// Takes in what the monitor says, until it closes its end.
     async fn run(&self, timeline: &Mutex<Timeline>) {
-        // A monitor says five things in its life at most.
-        for _ in 0..64 {
+        // A monitor says five things in its life at most that it isn't asked for.
+        let mut unasked = 0;
+        while unasked < 64 {
+            unasked += 1;
             match self.socket.receive::<Event>(MAX_MESSAGE).await {
-                Ok((Event::Running { marks }, _)) => lock(timeline).extend(marks),
+                Ok((Event::Running { marks }, _)) => {
+                    lock(timeline).extend(marks);
+                    self.said.send_modify(|said| said.running = true);
+                }
+                Ok((
+                    Event::Resized {
+                        vcpus,
+                        memory_mib,
+                        error,
+                    },
+                    _,
+                )) => {
+                    let answer = Resized {
+                        vcpus,
+                        memory_mib,
+                        error,
+                    };
+                    // Nobody waits for a second one.
+                    self.said.send_if_modified(|said| {
+                        let first = said.resized.is_none();
+                        if first {
+                            said.resized = Some(answer);
+                            unasked -= 1;
+                        }
+                        first
+                    });
+                }
                 Ok((Event::Console { tail }, _)) => {
                     self.said.send_modify(|said| said.console = Some(tail));
                 }
@@ -129,6 +172,29 @@ impl Control {
             }
         }
         self.said.send_modify(|said| said.closed = true);
+    }
+
+    /// Asks for a size. One such question is under way at a time.
+    pub(crate) async fn resize(&self, vcpus: u8, memory_mib: u32) -> Option<Resized> {
+        let resize = async {
+            let mut said = self.said.subscribe();
+            self.said.send_modify(|said| said.resized = None);
+            let request = Request::Resize { vcpus, memory_mib };
+            self.socket.send(&request, &[]).await.ok()?;
+            let said = said
+                .wait_for(|said| said.resized.is_some() || said.closed)
+                .await
+                .ok()?;
+            said.resized.clone()
+        };
+        timeout(MONITOR_DEADLINE, resize).await.ok().flatten()
+    }
+
+    /// Waits until every virtual CPU of the start exists, or the monitor has ended.
+    async fn running(&self) {
+        let mut said = self.said.subscribe();
+        // The sender is ours.
+        let _ = said.wait_for(|said| said.running || said.closed).await;
     }
 
     /// The console's tail, if the monitor tells it in time.
@@ -185,6 +251,8 @@ impl Launched {
             stopping: Arc::new(AtomicBool::new(false)),
             stop: tokio::sync::Mutex::new(()),
             files: Mutex::new(Some((self.cgroup, self.dir, self.uid))),
+            control: Arc::clone(&control),
+            sizing: Sizing::new(self.size),
         });
 
         for (name, stderr) in [("sealock-vmm", self.vmm_stderr), ("sealock-fsd", self.fsd_stderr)] {
@@ -215,7 +283,10 @@ impl Launched {
         let hostname = self.hostname;
         tokio::spawn(async move {
             let result = match coming.bring_up(hello, &hostname, &control).await {
-                Ok(agent) => Ok(agent),
+                Ok(agent) => {
+                    tokio::spawn(Arc::clone(&coming).relieve(agent.clone()));
+                    Ok(agent)
+                }
                 Err(error) => {
                     if coming.stopping.load(Ordering::Relaxed) {
                         tracing::info!(sandbox = coming.id, "the pod was stopped before it was ready");
@@ -371,9 +442,14 @@ impl Sandbox {
         let agent = Agent::new(hello, deadline);
         let mut entropy = vec![0; 64];
         broker::fill_random(&mut entropy).map_err(launch::Error::Socket)?;
+        let size = self.sizing.at_start();
+        if size.vcpus > 1 {
+            // It has said so long since: they are made while the guest boots.
+            control.running().await;
+        }
         tokio::select! {
             biased;
-            created = agent.create_sandbox(hostname, entropy) => if let Err(error) = created {
+            created = agent.create_sandbox(hostname, entropy, size) => if let Err(error) = created {
                 return Err(self.ended_or(error.into()).await);
             },
             reason = self.wait_ended() => return Err(launch::Error::Ended(reason).into()),
@@ -529,6 +605,10 @@ impl Sandbox {
                 dir.remove()
             }
         }
+    }
+
+    pub(crate) fn control(&self) -> &Control {
+        &self.control
     }
 
     pub(crate) fn share(&self) -> &Share {

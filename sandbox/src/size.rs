@@ -1,5 +1,7 @@
-//! How large a pod's machine is to be: the configuration's least, more where the pod's limits or annotations ask for it.
+//! How large a pod's machine is to be: the configuration's least, more where the pod's limits or annotations ask for it; and
+//! how large it may become.
 
+use sealock_protocol::control::memory_step_mib;
 use serde_json::Value;
 
 use crate::config::{Config, MAX_VCPUS, MIN_MEMORY_MIB};
@@ -11,6 +13,9 @@ const MIB: u64 = 1 << 20;
 
 /// Asks for memory, in MiB.
 pub const ANNOTATION_MEMORY: &str = "io.sealock.memory-mib";
+
+/// Bounds what the memory can grow to, in MiB.
+pub const ANNOTATION_MAX_MEMORY: &str = "io.sealock.max-memory-mib";
 
 /// Asks for virtual CPUs.
 pub const ANNOTATION_VCPUS: &str = "io.sealock.vcpus";
@@ -63,8 +68,46 @@ impl Host {
 pub struct Size {
     /// Virtual CPUs, 1 to [`MAX_VCPUS`].
     pub vcpus: u8,
+    /// The most there can be later, at least as many.
+    pub max_vcpus: u8,
     /// Memory in MiB, at least [`MIN_MEMORY_MIB`].
     pub memory_mib: u32,
+    /// The most it can grow to, at least as much.
+    pub max_memory_mib: u32,
+}
+
+/// The limits of one container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Memory in bytes.
+    pub memory: Option<u64>,
+    /// Processors, the last one perhaps in part.
+    pub cpus: Option<u64>,
+}
+
+impl Limits {
+    /// Those in an OCI `linux.resources` object.
+    #[must_use]
+    pub fn of(resources: &Value) -> Self {
+        Self {
+            memory: limit_memory(resources),
+            cpus: limit_cpus(resources),
+        }
+    }
+}
+
+/// What containers with these limits need together: memory in MiB with the guest's own share, and processors. A container
+/// without a limit counts for nothing: memory for it comes when it is used.
+pub fn needed<'a>(containers: impl Iterator<Item = &'a Limits>) -> (u64, u64) {
+    let (mut memory, mut cpus) = (0_u64, 0_u64);
+    for limits in containers {
+        memory = memory.saturating_add(limits.memory.unwrap_or(0));
+        cpus = cpus.saturating_add(limits.cpus.unwrap_or(0));
+    }
+    match memory {
+        0 => (0, cpus),
+        memory => (memory.div_ceil(MIB) + OVERHEAD_MIB, cpus),
+    }
 }
 
 impl Size {
@@ -74,28 +117,49 @@ impl Size {
     /// An annotation of Sealock's own can't be met.
     pub fn of(spec: &Value, config: &Config, host: Host) -> Result<Self, Error> {
         let most_cpus = host.cpus.clamp(1, MAX_VCPUS.into());
-        let mut vcpus = u64::from(config.vcpus());
-        for cpus in [limit_cpus(spec), cri_cpus(spec)].into_iter().flatten() {
-            vcpus = vcpus.max(cpus.min(most_cpus));
+        let mut vcpus_now = u64::from(config.vcpus());
+        let limits = spec
+            .pointer("/linux/resources")
+            .map_or_else(Limits::default, Limits::of);
+        for cpus in [limits.cpus, cri_cpus(spec)].into_iter().flatten() {
+            vcpus_now = vcpus_now.max(cpus.min(most_cpus));
         }
         if let Some(asked) = asked(spec, ANNOTATION_VCPUS, 1, most_cpus)? {
-            vcpus = asked;
+            vcpus_now = asked;
         }
 
         let most_memory = host.memory_mib.clamp(MIN_MEMORY_MIB.into(), u32::MAX.into());
         let mut memory = u64::from(config.memory_mib());
-        for bytes in [limit_memory(spec), number(spec, CRI_MEMORY)]
-            .into_iter()
-            .flatten()
-        {
+        for bytes in [limits.memory, number(spec, CRI_MEMORY)].into_iter().flatten() {
             memory = memory.max((bytes.div_ceil(MIB) + OVERHEAD_MIB).min(most_memory));
         }
         if let Some(asked) = asked(spec, ANNOTATION_MEMORY, MIN_MEMORY_MIB.into(), most_memory)? {
             memory = asked;
         }
+        let mut max_memory = match config.max_memory_mib() {
+            0 => most_memory,
+            max => u64::from(max).min(most_memory),
+        }
+        .max(memory);
+        if let Some(asked) = asked(spec, ANNOTATION_MAX_MEMORY, memory, most_memory)? {
+            max_memory = asked;
+        }
+        let max_vcpus = match config.max_vcpus() {
+            0 => most_cpus,
+            max => u64::from(max).min(most_cpus),
+        }
+        .max(vcpus_now);
+        // Both are at most `MAX_VCPUS`.
+        let vcpus = |count: u64| u8::try_from(count).unwrap_or(MAX_VCPUS);
+        let mib = |amount: u64| u32::try_from(amount).unwrap_or(u32::MAX);
+        // It grows in whole steps.
+        let step = u64::from(memory_step_mib(mib(memory)));
+        let max_memory = memory + (max_memory - memory) / step * step;
         Ok(Self {
-            vcpus: u8::try_from(vcpus).unwrap_or(MAX_VCPUS),
-            memory_mib: u32::try_from(memory).unwrap_or(u32::MAX),
+            vcpus: vcpus(vcpus_now),
+            max_vcpus: vcpus(max_vcpus),
+            memory_mib: mib(memory),
+            max_memory_mib: mib(max_memory),
         })
     }
 }
@@ -124,17 +188,16 @@ fn number(spec: &Value, name: &str) -> Option<u64> {
     annotation(spec, name)?.parse().ok().filter(|&number| number > 0)
 }
 
-fn limit_memory(spec: &Value) -> Option<u64> {
-    spec.pointer("/linux/resources/memory/limit")?
+fn limit_memory(resources: &Value) -> Option<u64> {
+    resources
+        .pointer("/memory/limit")?
         .as_u64()
         .filter(|&limit| limit > 0)
 }
 
-fn limit_cpus(spec: &Value) -> Option<u64> {
-    let quota = spec.pointer("/linux/resources/cpu/quota")?.as_u64()?;
-    let period = spec
-        .pointer("/linux/resources/cpu/period")
-        .and_then(Value::as_u64);
+fn limit_cpus(resources: &Value) -> Option<u64> {
+    let quota = resources.pointer("/cpu/quota")?.as_u64()?;
+    let period = resources.pointer("/cpu/period").and_then(Value::as_u64);
     cpus(quota, period)
 }
 
@@ -169,7 +232,9 @@ mod tests {
     fn nothing_asked_gives_the_default() {
         let expected = Size {
             vcpus: 1,
+            max_vcpus: 8,
             memory_mib: 512,
+            max_memory_mib: 16_384,
         };
         assert_eq!(size(json!({})).unwrap(), expected);
         // Limits below the default do not make it smaller.
@@ -209,6 +274,46 @@ mod tests {
         let spec = json!({"annotations": {"io.sealock.memory-mib": "128", "io.sealock.vcpus": "2"}});
         let size = size(spec).unwrap();
         assert_eq!((size.memory_mib, size.vcpus), (128, 2));
+    }
+
+    #[test]
+    fn a_machine_can_grow_to_the_hosts_size_or_what_was_set() {
+        let of = |text, spec: Value| {
+            let config = Config::parse(text, Path::new("/c"), Path::new("/usr")).unwrap();
+            let size = Size::of(&spec, &config, HOST).unwrap();
+            (size.max_vcpus, size.max_memory_mib)
+        };
+        assert_eq!(of("", json!({})), (8, 16_384));
+        let bounds = "max_vcpus = 4\nmax_memory_mib = 1024";
+        assert_eq!(of(bounds, json!({})), (4, 1024));
+        assert_eq!(
+            of("max_vcpus = 32\nmax_memory_mib = 99999", json!({})),
+            (8, 16_384)
+        );
+        let larger = json!({"annotations": {"io.sealock.memory-mib": "2048", "io.sealock.vcpus": "6"}});
+        assert_eq!(of(bounds, larger), (6, 2048));
+        let bounded = json!({"annotations": {"io.sealock.max-memory-mib": "700"}});
+        assert_eq!(of("", bounded), (8, 640), "in whole steps");
+        let error = size(json!({"annotations": {"io.sealock.max-memory-mib": "100"}})).unwrap_err();
+        assert!(error.to_string().contains("from 512 to 16384"), "{error}");
+    }
+
+    #[test]
+    fn containers_need_the_sum_of_their_limits() {
+        let limits = |memory: Option<u64>, cpus| Limits {
+            memory: memory.map(|mib| mib << 20),
+            cpus,
+        };
+        assert_eq!(needed([].iter()), (0, 0));
+        assert_eq!(needed([limits(None, None)].iter()), (0, 0));
+        let three = [
+            limits(Some(100), Some(1)),
+            limits(None, Some(2)),
+            limits(Some(28), None),
+        ];
+        assert_eq!(needed(three.iter()), (128 + 96, 3));
+        let absurd = [limits(None, Some(u64::MAX)), limits(None, Some(1))];
+        assert_eq!(needed(absurd.iter()).1, u64::MAX);
     }
 
     #[test]

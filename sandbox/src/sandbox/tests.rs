@@ -22,7 +22,9 @@ use tokio::{io::AsyncWriteExt, net::UnixStream};
 use ttrpc::asynchronous::{Server, TtrpcContext, transport::Listener};
 
 use super::*;
-use crate::{ContainerRequest, guest_process::KILLED, process::monotonic_deadline, timeline::Timeline};
+use crate::{
+    ContainerRequest, guest_process::KILLED, process::monotonic_deadline, size::Size, timeline::Timeline,
+};
 
 /// Records what it is asked, and never answers a wait.
 #[derive(Clone, Default)]
@@ -114,6 +116,12 @@ impl Stage {
             uid,
             id: "p1".to_owned(),
             hostname: "host".to_owned(),
+            size: Size {
+                vcpus: 1,
+                max_vcpus: 4,
+                memory_mib: 128,
+                max_memory_mib: 1024,
+            },
             config,
             ports,
             hello,
