@@ -17,6 +17,7 @@ use crate::{
     mount::Request as MountRequest,
     sandbox::Sandbox,
     share::ContainerShare,
+    size::Limits,
     spec, state,
     stdio::{Owner, Paths, Streams},
 };
@@ -74,7 +75,7 @@ impl Sandbox {
         if let (Err(_), Some(failure)) = (&prepared, self.failure()) {
             return Err(failure);
         }
-        let prepared = prepared?;
+        let prepared = prepared.inspect_err(|_| self.release_room(&request.id))?;
         self.create_prepared(&request.id, request.pause, prepared).await
     }
 
@@ -109,18 +110,19 @@ impl Sandbox {
         } = prepared;
         let agent = self.ready().await?;
         self.refresh_volumes(&agent);
-        // The machine is there, and the guest has not looked at the root file system yet.
-        let created = match self.run_create_hooks(&hooks).await {
-            Ok(()) => {
-                self.answer(agent.create_container(id, spec, attachment.stdio(), pause))
-                    .await
-            }
-            Err(error) => Err(error),
+        let created = async {
+            self.make_room().await?;
+            // The machine is there, and the guest has not looked at the root file system yet.
+            self.run_create_hooks(&hooks).await?;
+            self.answer(agent.create_container(id, spec, attachment.stdio(), pause))
+                .await
         };
+        let created = created.await;
         let guest_pid = match created {
             Ok(guest_pid) => guest_pid,
             Err(error) => {
                 drop(share);
+                self.release_room(id);
                 hooks.stopped().await;
                 return Err(error);
             }
@@ -153,6 +155,9 @@ impl Sandbox {
         };
         let streams = Streams::open(&request.stdio, owner).await?;
         let attachment = Attachment::new(self, &request.id, request.stdio.terminal, streams)?;
+        if let Some(resources) = spec.pointer("/linux/resources") {
+            self.promise(&request.id, Limits::of(resources));
+        }
         if request.pause {
             return Ok(Prepared {
                 share: None,
@@ -263,12 +268,18 @@ impl Container {
         self.sandbox().answer(agent.resume_container(&self.id)).await
     }
 
-    /// Changes its limits to `resources`, an OCI `linux.resources` in JSON; what that doesn't name stays as it is.
+    /// Changes its limits to `resources`, an OCI `linux.resources` in JSON; what that doesn't name stays as it is. The machine
+    /// grows where that is more than it has.
     ///
     /// # Errors
     /// A limit can't be applied; then none is.
     pub async fn update(&self, resources: Vec<u8>) -> Result<(), Error> {
         let agent = self.process.agent();
+        // What is not JSON is the agent's to refuse.
+        if let Ok(resources) = serde_json::from_slice(&resources) {
+            self.sandbox().promise(&self.id, Limits::of(&resources));
+            self.sandbox().make_room().await?;
+        }
         self.sandbox()
             .answer(agent.update_container(&self.id, resources))
             .await
@@ -317,6 +328,7 @@ impl Container {
             Ok(()) | Err(Error::Ended(_)) => {}
             Err(error) => return Err(error),
         }
+        self.sandbox().release_room(&self.id);
         let share = self.share.lock().unwrap_or_else(PoisonError::into_inner).take();
         match share {
             None => Ok(()),

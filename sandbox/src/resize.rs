@@ -1,6 +1,6 @@
 //! The machine's size while it runs. It only grows: the memory that the guest has free goes back to the host by itself.
 //!
-//! - Limits are room that containers were promised: [`Sandbox::make_room`] before a container is created or updated.
+//! - Limits are room that containers were promised: [`Sandbox::resize`] before a container is created or updated.
 //! - Pods use more than they were promised, or were promised nothing: the agent says when the guest is about to run out, and
 //!   the machine grows up to its bound.
 
@@ -8,8 +8,6 @@ use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
-
-use serde_json::Value;
 
 use crate::{
     agent::{Agent, printable},
@@ -49,21 +47,20 @@ impl Sizing {
 }
 
 impl Sandbox {
-    /// Sees to it that the machine is large enough for every container's limits, now that those of container `id` are in
-    /// `resources` (an OCI `linux.resources` object, of which the memory's and the processors' limits count; those that are not
-    /// there stay as they were). Limits beyond what the machine can become get that.
+    /// Remembers the limits of container `id`; those that are not given stay as they were.
+    pub(crate) fn promise(&self, id: &str, limits: Limits) {
+        let mut promised = self.sizing.promised();
+        let entry = promised.entry(id.to_owned()).or_default();
+        entry.memory = limits.memory.or(entry.memory);
+        entry.cpus = limits.cpus.or(entry.cpus);
+    }
+
+    /// Sees to it that the machine is large enough for every container's limits. Limits beyond what it can become get that.
     ///
     /// # Errors
-    /// The machine doesn't grow; the limits are remembered nevertheless.
-    pub async fn make_room(&self, id: &str, resources: &Value) -> Result<(), Error> {
-        let limits = Limits::of(resources);
-        let (memory, cpus) = {
-            let mut promised = self.sizing.promised();
-            let entry = promised.entry(id.to_owned()).or_default();
-            entry.memory = limits.memory.or(entry.memory);
-            entry.cpus = limits.cpus.or(entry.cpus);
-            size::needed(promised.values())
-        };
+    /// The machine doesn't grow.
+    pub(crate) async fn make_room(&self) -> Result<(), Error> {
+        let (memory, cpus) = size::needed(self.sizing.promised().values());
         let most = self.sizing.at_start();
         let vcpus = u8::try_from(cpus).map_or(most.max_vcpus, |cpus| cpus.min(most.max_vcpus));
         let memory = u32::try_from(memory).map_or(most.max_memory_mib, |mib| mib.min(most.max_memory_mib));
@@ -71,7 +68,7 @@ impl Sandbox {
     }
 
     /// Takes back what a container was promised, when it is removed. The machine keeps its size.
-    pub fn release_room(&self, id: &str) {
+    pub(crate) fn release_room(&self, id: &str) {
         self.sizing.promised().remove(id);
     }
 
