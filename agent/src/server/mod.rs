@@ -10,6 +10,7 @@ mod freeze;
 mod host_stream;
 mod init_link;
 mod launch;
+mod machine;
 mod network;
 mod pod;
 mod process;

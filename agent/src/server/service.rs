@@ -4,12 +4,13 @@ use std::{future::Future, sync::Arc};
 
 use async_trait::async_trait;
 use sealock_protocol::agent::{
-    Agent, CloseStdinRequest, CloseStdinResponse, ConnectPortRequest, ConnectPortResponse,
-    ContainerStatsRequest, ContainerStatsResponse, CreateContainerRequest, CreateContainerResponse,
-    CreateSandboxRequest, CreateSandboxResponse, ExecPid, ExecProcessRequest, ExecProcessResponse,
-    ListProcessesRequest, ListProcessesResponse, NextEventRequest, NextEventResponse, PauseContainerRequest,
-    PauseContainerResponse, RemoveContainerRequest, RemoveContainerResponse, RemoveProcessRequest,
-    RemoveProcessResponse, ResizeTerminalRequest, ResizeTerminalResponse, ResumeContainerRequest,
+    Agent, AwaitMemoryPressureRequest, AwaitMemoryPressureResponse, CloseStdinRequest, CloseStdinResponse,
+    ConnectPortRequest, ConnectPortResponse, ContainerStatsRequest, ContainerStatsResponse,
+    CreateContainerRequest, CreateContainerResponse, CreateSandboxRequest, CreateSandboxResponse, ExecPid,
+    ExecProcessRequest, ExecProcessResponse, ListProcessesRequest, ListProcessesResponse, NextEventRequest,
+    NextEventResponse, PauseContainerRequest, PauseContainerResponse, RemoveContainerRequest,
+    RemoveContainerResponse, RemoveProcessRequest, RemoveProcessResponse, ResizeSandboxRequest,
+    ResizeSandboxResponse, ResizeTerminalRequest, ResizeTerminalResponse, ResumeContainerRequest,
     ResumeContainerResponse, SignalContainerRequest, SignalContainerResponse, StartContainerRequest,
     StartContainerResponse, StopSandboxRequest, StopSandboxResponse, UpdateNetworkRequest,
     UpdateNetworkResponse, WaitContainerRequest, WaitContainerResponse,
@@ -17,18 +18,22 @@ use sealock_protocol::agent::{
 use tokio::task::spawn_blocking;
 use ttrpc::r#async::TtrpcContext;
 
-use super::{error::Error, network::connect_port, pod::Pod};
+use super::{error::Error, machine::Machine, network::connect_port, pod::Pod};
 
 /// Answers the host.
 #[derive(Debug)]
 pub struct Service {
     pod: Arc<Pod>,
+    machine: Arc<Machine>,
 }
 
 impl Service {
     /// On behalf of a pod.
     pub fn new(pod: Arc<Pod>) -> Self {
-        Self { pod }
+        Self {
+            pod,
+            machine: Arc::new(Machine::new()),
+        }
     }
 }
 
@@ -57,6 +62,7 @@ impl Agent for Service {
     ) -> ttrpc::Result<CreateSandboxResponse> {
         self.pod
             .set_up(&request.hostname, &request.entropy, &request.network)?;
+        self.machine.set_up(&request)?;
         Ok(CreateSandboxResponse::new())
     }
 
@@ -78,6 +84,8 @@ impl Agent for Service {
         request: StartContainerRequest,
     ) -> ttrpc::Result<StartContainerResponse> {
         let container = self.pod.container(&request.id)?;
+        // A program may look at once how many CPUs it has.
+        self.machine.processors_online().await?;
         to_the_end(async move { container.start().await }).await?;
         Ok(StartContainerResponse::new())
     }
@@ -218,6 +226,26 @@ impl Agent for Service {
         let pod = Arc::clone(&self.pod);
         to_the_end(async move { pod.remove(&request.id, request.force).await }).await?;
         Ok(RemoveContainerResponse::new())
+    }
+
+    async fn resize_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: ResizeSandboxRequest,
+    ) -> ttrpc::Result<ResizeSandboxResponse> {
+        let machine = Arc::clone(&self.machine);
+        to_the_end(async move { machine.resize(request.vcpus, request.memory_mib).await }).await?;
+        Ok(ResizeSandboxResponse::new())
+    }
+
+    async fn await_memory_pressure(
+        &self,
+        _: &TtrpcContext,
+        request: AwaitMemoryPressureRequest,
+    ) -> ttrpc::Result<AwaitMemoryPressureResponse> {
+        let mut response = AwaitMemoryPressureResponse::new();
+        response.memory_mib = self.machine.pressure(request.memory_mib).await;
+        Ok(response)
     }
 
     async fn stop_sandbox(
