@@ -139,6 +139,7 @@ impl Sandbox {
         };
         if let Err(error) = result
             && self.ended().is_none()
+            && !self.is_stopping()
         {
             tracing::warn!(
                 sandbox = self.id(),

@@ -607,6 +607,11 @@ impl Sandbox {
         }
     }
 
+    /// Whether its end was asked for.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn control(&self) -> &Control {
         &self.control
     }
