@@ -4,13 +4,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod events;
+mod exec;
 mod exit_status;
 mod failures;
 mod files;
 mod isolation;
+mod lifecycle;
 mod many;
+mod recovery;
 mod rootfs;
+mod stats;
 mod streams;
+mod terminal;
 
 use std::{
     process::Output,

@@ -1,5 +1,8 @@
 //! What the end-to-end tests and the benchmarks share: running containers by `ctr`, and looking at the host.
 
+pub mod containerd;
 pub mod ctr;
 pub mod host;
 pub mod memory;
+pub mod pty;
+pub mod task;
