@@ -183,7 +183,7 @@ impl Pod {
                 tasks.remove(&request.id);
                 tracing::error!(
                     container = request.id,
-                    error = error.to_string(),
+                    error = status::words(&error),
                     "cannot create a container"
                 );
                 return Err(error);

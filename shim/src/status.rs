@@ -60,6 +60,15 @@ pub fn unimplemented(what: &str) -> ttrpc::Error {
     refusal(Code::UNIMPLEMENTED, format!("{what} is not supported by Sealock"))
 }
 
+/// What an error says, without its code.
+#[must_use]
+pub fn words(error: &ttrpc::Error) -> String {
+    match error {
+        ttrpc::Error::RpcStatus(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
 /// A moment for a message.
 #[must_use]
 pub fn timestamp(at: SystemTime) -> MessageField<Timestamp> {

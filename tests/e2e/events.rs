@@ -2,7 +2,7 @@
 
 use sealock_tests::{
     containerd::Events,
-    ctr::{Run, Runtime, ctr},
+    ctr::{Run, Runtime, ctr, remove_fifos},
 };
 
 use crate::{Host, exec::Idle, story};
@@ -91,6 +91,8 @@ fn processes_end_before_the_container_they_die_with() {
         .collect();
     assert_eq!(exits, [true, true, true, false]);
     drop(events);
+    // Nobody waited for the processes, so nobody has removed these.
+    remove_fifos();
     host.assert_clean();
 }
 

@@ -1,6 +1,6 @@
 //! Figures and processes of a container are the true ones.
 
-use sealock_tests::ctr::{Run, Runtime, ctr};
+use sealock_tests::ctr::{Run, Runtime, ctr, remove_fifos};
 use serde_json::Value;
 
 use crate::{Host, exec::Idle, story, text};
