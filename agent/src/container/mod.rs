@@ -19,5 +19,7 @@ mod root;
 mod rootfs;
 pub mod setup;
 mod terminal;
+mod volume;
 
 pub use descriptors::Descriptors;
+pub use mounts::Share;

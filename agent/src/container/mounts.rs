@@ -14,6 +14,7 @@ use nix::{
 use super::{
     failure::{Doing, Failure, c_string},
     rootfs::{RootFs, is_directory},
+    volume,
 };
 use crate::{
     init::{ROOTFS, SHARE},
@@ -54,7 +55,10 @@ impl Share {
     }
 
     /// What is at `path`. The names on the way are the host's: none of them is a symbolic link.
-    fn resolve(&self, path: &SharePath) -> nix::Result<OwnedFd> {
+    ///
+    /// # Errors
+    /// As openat2(2).
+    pub fn resolve(&self, path: &SharePath) -> nix::Result<OwnedFd> {
         let how = OpenHow::new()
             .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
@@ -107,6 +111,15 @@ pub fn mount_all(rootfs: &RootFs, share: &Share, mounts: &[Mount]) -> Result<Vec
                 };
                 let recursive = *bind == Bind::Recursive;
                 (clone_tree(source, recursive).doing(doing)?, place.doing(doing)?)
+            }
+            MountKind::Volume(volume) => {
+                let part = volume::resolve(volume).doing(doing)?;
+                let place = if is_directory(&part).doing(doing)? {
+                    rootfs.ensure_directory(&mount.destination)
+                } else {
+                    rootfs.ensure_file(&mount.destination)
+                };
+                (clone_tree(part, false).doing(doing)?, place.doing(doing)?)
             }
             MountKind::FileSystem { name } => {
                 let mut place = rootfs.ensure_directory(&mount.destination).doing(doing)?;

@@ -7,7 +7,7 @@ use nix::{
     unistd::{chdir, chroot},
 };
 
-use super::{CGROUPS, ROOTFS, SHARE};
+use super::{CGROUPS, ROOTFS, SHARE, VOLUMES};
 
 /// What could not be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +68,8 @@ fn dev() -> Result<(), BootError> {
 fn run() -> Result<(), BootError> {
     file_system("tmpfs", "/run", PSEUDO, Some("mode=0755"))?;
     doing(SHARE, fs::create_dir_all(SHARE))?;
-    doing(ROOTFS, fs::create_dir_all(ROOTFS))
+    doing(ROOTFS, fs::create_dir_all(ROOTFS))?;
+    doing(VOLUMES, fs::create_dir_all(VOLUMES))
 }
 
 fn sys() -> Result<(), BootError> {

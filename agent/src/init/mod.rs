@@ -29,6 +29,9 @@ pub const SHARE: &str = "/run/sealock/share";
 /// Where each container has its root file system before it becomes its root; in a mount namespace of its own.
 pub const ROOTFS: &str = "/run/sealock/rootfs";
 
+/// Where the pod's own volumes are mounted, by number.
+pub const VOLUMES: &str = "/run/sealock/volumes";
+
 /// Where the hierarchy of cgroups is mounted.
 pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 

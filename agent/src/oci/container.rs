@@ -104,7 +104,7 @@ impl Container {
             domainname: name(&mut spec, "domainname", &namespaces)?,
             root: Root::parse(&mut spec, &mut linux)?,
             devices: match dev_mount(&mounts)? {
-                MountKind::Bind { .. } => Vec::new(),
+                MountKind::Bind { .. } | MountKind::Volume(_) => Vec::new(),
                 MountKind::FileSystem { .. } => devices,
             },
             mounts,

@@ -21,6 +21,7 @@ mod share_path;
 mod sysctl;
 mod terminal;
 mod user;
+mod volume;
 
 pub use capabilities::Capabilities;
 pub use container::{Container, Limits, MAX_HOSTNAME};
@@ -35,3 +36,4 @@ pub use process::Process;
 pub use rlimits::Rlimit;
 pub use share_path::SharePath;
 pub use terminal::TerminalSize;
+pub use volume::{Content as VolumeContent, Volume};

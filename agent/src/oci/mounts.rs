@@ -6,6 +6,7 @@ use super::{
     mount_options::{Bind, MountOptions},
     object::{Object, SpecError},
     share_path::SharePath,
+    volume::Volume,
 };
 
 /// One of `mounts`.
@@ -32,6 +33,8 @@ pub enum MountKind {
         /// How much of them.
         bind: Bind,
     },
+    /// A volume of the pod, kept in the guest.
+    Volume(Volume),
     /// A new instance of a file system of the guest's kernel.
     FileSystem {
         /// The kernel's name for it.
@@ -69,10 +72,14 @@ impl Mount {
         let source = mount.take_text("source")?;
         let kind = mount.take_text("type")?.unwrap_or_default();
         let words = mount.take_texts("options")?;
-        let options = MountOptions::parse(&words)
+        let mut options = MountOptions::parse(&words)
             .map_err(|word| SpecError::Unsupported(format!("{} {word:?}", mount.field("options"))))?;
         let bind = options.bind.or((kind == "bind").then_some(Bind::One));
-        let kind = if let Some(bind) = bind {
+        let volume = Volume::parse(&mount, &kind, source.as_deref(), &mut options)?;
+        let kind = if let Some(volume) = volume {
+            Self::check_bind_options(&mount, &options)?;
+            MountKind::Volume(volume)
+        } else if let Some(bind) = bind {
             let source = source
                 .ok_or_else(|| SpecError::invalid(mount.field("source"), "is missing for a bind mount"))?;
             Self::check_bind_options(&mount, &options)?;
@@ -98,7 +105,7 @@ impl Mount {
             field,
             destination,
             options: match kind {
-                MountKind::Bind { .. } => MountOptions {
+                MountKind::Bind { .. } | MountKind::Volume(_) => MountOptions {
                     data: Vec::new(),
                     ..options
                 },

@@ -20,6 +20,7 @@ use super::{
     init_link::{Exit, InitLink, KILL_DEADLINE, exited},
     launch::{Conversation, Launch, Launched, NotLaunched},
     process::{Attendance, Ended, Process},
+    volumes::Volumes,
 };
 use crate::{
     cgroup::Cgroup,
@@ -80,10 +81,12 @@ impl Container {
         spec: &[u8],
         ports: &Stdio,
         shared: Option<&SharedNamespaces>,
+        volumes: &Volumes,
         events: Arc<Events>,
     ) -> Result<Arc<Self>, Error> {
-        let (plan, limits) = oci::Container::parse(spec)?;
+        let (mut plan, limits) = oci::Container::parse(spec)?;
         check_terminal(&plan.process, ports)?;
+        volumes.prepare(&mut plan.mounts).await?;
         let kinds = Join::of(&plan.namespaces);
         let join: Vec<_> = shared
             .map_or(&[][..], |shared| &shared.0)

@@ -14,6 +14,9 @@ pub enum Error {
     /// No process of that name in the container.
     #[error("process not found")]
     NoProcess,
+    /// No volume of that name in the guest.
+    #[error("volume not found")]
+    NoVolume,
     /// The container's process has ended.
     #[error("process already finished")]
     Finished,
@@ -81,9 +84,20 @@ impl Error {
         Self::system(doing)(std::io::Error::from_raw_os_error(error))
     }
 
+    /// The same, with the field of the specification that it is about.
+    pub fn within(self, field: &str) -> Self {
+        match self {
+            Self::System { doing, error } => Self::System {
+                doing: format!("{field}: {doing}"),
+                error,
+            },
+            other => other,
+        }
+    }
+
     fn code(&self) -> Code {
         match self {
-            Self::NoContainer | Self::NoProcess | Self::Finished => Code::NOT_FOUND,
+            Self::NoContainer | Self::NoProcess | Self::NoVolume | Self::Finished => Code::NOT_FOUND,
             Self::Exists(_) => Code::ALREADY_EXISTS,
             Self::State(_) => Code::FAILED_PRECONDITION,
             Self::Spec(SpecError::Unsupported(_)) => Code::UNIMPLEMENTED,

@@ -18,6 +18,8 @@ mod pumps;
 mod service;
 mod stats;
 mod stdio;
+mod volume_copy;
+mod volumes;
 
 use std::{convert::Infallible, io, os::fd::OwnedFd, sync::Arc};
 

@@ -28,6 +28,7 @@ use super::{
     events::Events,
     init_link::InitLink,
     network::Network,
+    volumes::Volumes,
 };
 use crate::{
     init::{SHARE, log},
@@ -71,6 +72,8 @@ struct State {
 #[derive(Debug)]
 pub struct Pod {
     init: Arc<InitLink>,
+    /// What the containers share in the guest.
+    pub volumes: Volumes,
     /// What the host is to be told.
     pub events: Arc<Events>,
     state: Mutex<State>,
@@ -83,6 +86,7 @@ impl Pod {
     pub fn new(init: Arc<InitLink>) -> Self {
         Self {
             init,
+            volumes: Volumes::default(),
             events: Arc::default(),
             state: Mutex::default(),
             network: Network::default(),
@@ -167,7 +171,16 @@ impl Pod {
         } else {
             let ports = request.stdio.clone().unwrap_or_default();
             let shared = shared.as_ref().map(|shared| &shared.namespaces);
-            Container::create(&self.init, id, &request.spec, &ports, shared, events).await
+            Container::create(
+                &self.init,
+                id,
+                &request.spec,
+                &ports,
+                shared,
+                &self.volumes,
+                events,
+            )
+            .await
         };
         let mut state = self.state();
         match created {

@@ -8,12 +8,13 @@ use sealock_protocol::agent::{
     ConnectPortRequest, ConnectPortResponse, ContainerStatsRequest, ContainerStatsResponse,
     CreateContainerRequest, CreateContainerResponse, CreateSandboxRequest, CreateSandboxResponse, ExecPid,
     ExecProcessRequest, ExecProcessResponse, ListProcessesRequest, ListProcessesResponse, NextEventRequest,
-    NextEventResponse, PauseContainerRequest, PauseContainerResponse, RemoveContainerRequest,
-    RemoveContainerResponse, RemoveProcessRequest, RemoveProcessResponse, ResizeSandboxRequest,
-    ResizeSandboxResponse, ResizeTerminalRequest, ResizeTerminalResponse, ResumeContainerRequest,
-    ResumeContainerResponse, SignalContainerRequest, SignalContainerResponse, StartContainerRequest,
-    StartContainerResponse, StopSandboxRequest, StopSandboxResponse, UpdateNetworkRequest,
-    UpdateNetworkResponse, WaitContainerRequest, WaitContainerResponse,
+    NextEventResponse, PauseContainerRequest, PauseContainerResponse, RefreshVolumeRequest,
+    RefreshVolumeResponse, RemoveContainerRequest, RemoveContainerResponse, RemoveProcessRequest,
+    RemoveProcessResponse, ResizeSandboxRequest, ResizeSandboxResponse, ResizeTerminalRequest,
+    ResizeTerminalResponse, ResumeContainerRequest, ResumeContainerResponse, SignalContainerRequest,
+    SignalContainerResponse, StartContainerRequest, StartContainerResponse, StopSandboxRequest,
+    StopSandboxResponse, UpdateNetworkRequest, UpdateNetworkResponse, WaitContainerRequest,
+    WaitContainerResponse,
 };
 use tokio::task::spawn_blocking;
 use ttrpc::r#async::TtrpcContext;
@@ -212,6 +213,16 @@ impl Agent for Service {
         request: ContainerStatsRequest,
     ) -> ttrpc::Result<ContainerStatsResponse> {
         Ok(self.pod.container(&request.id)?.stats())
+    }
+
+    async fn refresh_volume(
+        &self,
+        _: &TtrpcContext,
+        request: RefreshVolumeRequest,
+    ) -> ttrpc::Result<RefreshVolumeResponse> {
+        let pod = Arc::clone(&self.pod);
+        to_the_end(async move { pod.volumes.refresh(&request.source).await }).await?;
+        Ok(RefreshVolumeResponse::new())
     }
 
     async fn next_event(&self, _: &TtrpcContext, _: NextEventRequest) -> ttrpc::Result<NextEventResponse> {
