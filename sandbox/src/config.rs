@@ -73,6 +73,16 @@ pub enum LogLevel {
     Debug,
 }
 
+/// Whether the kernel's own virtio-net back end is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum VhostNet {
+    /// Where the host has it.
+    Auto,
+    /// Never.
+    Off,
+}
+
 /// A valid configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -89,6 +99,7 @@ pub struct Config {
     uid_base: u32,
     uid_count: u32,
     state_dir: PathBuf,
+    vhost_net: bool,
     log_level: LogLevel,
 }
 
@@ -109,6 +120,7 @@ struct Written {
     uid_base: Option<Spanned<u32>>,
     uid_count: Option<Spanned<u32>>,
     state_dir: Option<Spanned<PathBuf>>,
+    vhost_net: Option<VhostNet>,
     log_level: Option<LogLevel>,
 }
 
@@ -205,6 +217,7 @@ impl Config {
             uid_base: at_least("uid_base", written.uid_base, 0x7000_0000, 1000, 0xfff0_0000)?,
             uid_count: at_least("uid_count", written.uid_count, 65_536, 1, 1 << 20)?,
             state_dir: path("state_dir", written.state_dir, PathBuf::from(DEFAULT_STATE_DIR))?,
+            vhost_net: written.vhost_net != Some(VhostNet::Off),
             log_level: written.log_level.unwrap_or(LogLevel::Info),
         })
     }
@@ -280,6 +293,12 @@ impl Config {
     #[must_use]
     pub fn state_dir(&self) -> &Path {
         &self.state_dir
+    }
+
+    /// Whether the kernel's own virtio-net back end (`/dev/vhost-net`) is used where the host has it.
+    #[must_use]
+    pub fn vhost_net(&self) -> bool {
+        self.vhost_net
     }
 
     /// How much is logged.
@@ -406,6 +425,7 @@ mod tests {
             "uid_base",
             "uid_count",
             "state_dir",
+            "vhost_net",
             "log_level",
         ] {
             assert!(active.contains(&format!("\n{key} = ")), "{key} is not documented");

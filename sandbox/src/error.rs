@@ -2,7 +2,9 @@
 
 use std::{error::Error as StdError, fmt::Write, sync::Arc, time::Duration};
 
-use crate::{agent, cgroup, check, config, hooks, launch, mount, share, size, spec, state, stdio};
+use crate::{
+    agent, cgroup, check, config, hooks, launch, mount, network, share, size, spec, state, stdio,
+};
 
 /// What went wrong with a pod or a container.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +24,9 @@ pub enum Error {
     /// The pod's shared directory can't be set up.
     #[error(transparent)]
     Share(#[from] share::Error),
+    /// The pod's network can't be attached.
+    #[error(transparent)]
+    Network(#[from] network::Error),
     /// A mount failed.
     #[error(transparent)]
     Mount(#[from] mount::Error),
@@ -92,6 +97,7 @@ impl Error {
             Self::Cgroup(cgroup::Error::File { .. }) | Self::Hook(_) => Kind::Internal,
             Self::Spec(error) => error.kind(),
             Self::Stdio(error) => error.kind(),
+            Self::Network(error) => error.kind(),
             Self::Mount(error) => error.kind(),
             Self::Share(error) => error.kind(),
             Self::State(error) => error.kind(),

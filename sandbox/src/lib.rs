@@ -4,7 +4,7 @@
 //!
 //! 1. [`config`] is read, the host is looked over by [`check`], the machine measured by [`size`].
 //! 2. [`launch`](launch::launch) makes the pod's directory ([`state`]) and starts the monitor and the file server
-//!    ([`process`]). It waits for nothing.
+//!    ([`process`]), while its [`network`] is attached.
 //! 3. [`Launched::supervise`](launch::Launched::supervise) turns it into a [`sandbox::Sandbox`]: it answers the vsock
 //!    device ([`broker`]), waits for the [`agent`]'s hello and hears of the processes' end.
 //! 4. [`Sandbox::create_container`](sandbox::Sandbox::create_container) mounts a root file system ([`mount`], [`share`]),
@@ -33,6 +33,7 @@ pub mod hooks;
 pub mod launch;
 pub mod logger;
 pub mod mount;
+pub mod network;
 pub mod process;
 pub mod resize;
 pub mod sandbox;

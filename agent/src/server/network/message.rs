@@ -134,8 +134,15 @@ pub fn route(route: &Route, indexes: &Indexes) -> Result<RouteMessage, Error> {
     if route.metric != 0 {
         attributes.push(RouteAttribute::Priority(route.metric));
     }
+    let mut metrics = Vec::new();
     if route.mtu != 0 {
-        attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(route.mtu)]));
+        metrics.push(RouteMetric::Mtu(route.mtu));
+    }
+    if route.advmss != 0 {
+        metrics.push(RouteMetric::Advmss(route.advmss));
+    }
+    if !metrics.is_empty() {
+        attributes.push(RouteAttribute::Metrics(metrics));
     }
     Ok(message)
 }
