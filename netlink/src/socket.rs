@@ -190,6 +190,14 @@ impl Events {
         .map(Self)
     }
 
+    /// Another descriptor of the same socket.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
     /// Forgets what has been reported so far: readable again means changed again.
     ///
     /// # Errors

@@ -1,15 +1,19 @@
 //! The guest's agent as the host sees it: a hello, then one request a step, each with a deadline.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use sealock_protocol::{
     agent::{
-        AgentClient, AwaitMemoryPressureRequest, ContainerStatsRequest, ContainerStatsResponse,
-        CreateContainerRequest, CreateSandboxRequest, ExecPid, ExecProcessRequest, ListProcessesRequest,
-        NextEventRequest, PauseContainerRequest, RefreshVolumeRequest, RemoveContainerRequest,
-        RemoveProcessRequest, ResizeSandboxRequest, ResizeTerminalRequest, ResumeContainerRequest,
-        SignalContainerRequest, StartContainerRequest, Stdio, StopSandboxRequest, UpdateContainerRequest,
-        WaitContainerRequest, next_event_response,
+        AgentClient, AwaitMemoryPressureRequest, ConnectPortRequest, ContainerStatsRequest,
+        ContainerStatsResponse, CreateContainerRequest, CreateSandboxRequest, ExecPid, ExecProcessRequest,
+        ListProcessesRequest, Network, NextEventRequest, PauseContainerRequest, RefreshVolumeRequest,
+        RemoveContainerRequest, RemoveProcessRequest, ResizeSandboxRequest, ResizeTerminalRequest,
+        ResumeContainerRequest, SignalContainerRequest, StartContainerRequest, Stdio, StopSandboxRequest,
+        UpdateContainerRequest, UpdateNetworkRequest, WaitContainerRequest, next_event_response,
     },
     guest::{Hello, MAX_HELLO, VERSION},
     timeline::monotonic_ns,
@@ -167,14 +171,21 @@ impl Agent {
         }
     }
 
-    /// Sets the pod up in a machine of `size`.
+    /// Sets the pod up in a machine of `size`, with a network if it has one.
     ///
     /// # Errors
     /// The agent refuses or doesn't answer.
-    pub async fn create_sandbox(&self, hostname: &str, entropy: Vec<u8>, size: Size) -> Result<(), Error> {
+    pub async fn create_sandbox(
+        &self,
+        hostname: &str,
+        entropy: Vec<u8>,
+        size: Size,
+        network: Option<Network>,
+    ) -> Result<(), Error> {
         let mut request = CreateSandboxRequest::new();
         request.hostname = hostname.to_owned();
         request.entropy = entropy;
+        request.network = network.into();
         request.vcpus = size.vcpus.into();
         request.memory_mib = size.memory_mib;
         if size.max_memory_mib > size.memory_mib {
@@ -182,6 +193,31 @@ impl Agent {
         }
         let answer = self.client.create_sandbox(self.within(), &request).await;
         self.check("CreateSandbox", answer).map(drop)
+    }
+
+    /// Changes the pod's network.
+    ///
+    /// # Errors
+    /// The agent refuses or doesn't answer.
+    pub async fn update_network(&self, request: &UpdateNetworkRequest) -> Result<(), Error> {
+        let answer = self.client.update_network(self.within(), request).await;
+        self.check("UpdateNetwork", answer).map(drop)
+    }
+
+    /// Has a port of the guest connected with what is offered at `stream_port`.
+    ///
+    /// # Errors
+    /// Nobody listens there, or the agent doesn't answer.
+    pub async fn connect_port(&self, to: SocketAddr, stream_port: u32) -> Result<(), Error> {
+        let mut request = ConnectPortRequest::new();
+        request.address = match to.ip() {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        request.port = to.port().into();
+        request.stream_port = stream_port;
+        let answer = self.client.connect_port(self.within(), &request).await;
+        self.check("ConnectPort", answer).map(drop)
     }
 
     /// Creates a container, or with `pause` the pod's own one. Returns its first process's number in the guest.

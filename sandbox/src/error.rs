@@ -2,9 +2,7 @@
 
 use std::{error::Error as StdError, fmt::Write, sync::Arc, time::Duration};
 
-use crate::{
-    agent, cgroup, check, config, hooks, launch, mount, network, share, size, spec, state, stdio,
-};
+use crate::{agent, cgroup, check, config, hooks, launch, mount, network, share, size, spec, state, stdio};
 
 /// What went wrong with a pod or a container.
 #[derive(Debug, thiserror::Error)]

@@ -21,6 +21,7 @@ use crate::{
     check::{self, HostFiles},
     config::Config,
     error::Error as PodError,
+    network::{Attached, Attaching},
     process::{Process, ProcessId},
     share::Share,
     size::{Host, Size},
@@ -103,6 +104,7 @@ pub struct Launched {
     // In the order in which they are to be undone.
     pub(crate) vmm: Process,
     pub(crate) fsd: Process,
+    pub(crate) network: Option<Attached>,
     pub(crate) share: Share,
     pub(crate) cgroup: Option<PodCgroup>,
     pub(crate) dir: PodDir,
@@ -157,8 +159,17 @@ pub(crate) fn launch_with(
     let sockets = Sockets::new().map_err(Error::Socket)?;
     let root = dir.open_root()?;
 
+    // While the monitor starts.
+    let attaching = Attached::begin(request.spec, config, size.vcpus)?;
     let (vmm, vmm_stderr) = start("vmm", config.vmm(), &[], sockets.control.1)?;
     timeline.mark("vmm_spawned");
+    let (network, plugs) = match attaching.map(Attaching::finish).transpose()? {
+        None => (None, Vec::new()),
+        Some((attached, plugs)) => {
+            timeline.mark("network_attached");
+            (Some(attached), plugs)
+        }
+    };
     let machine = MachineConfig {
         vcpus: size.vcpus,
         max_vcpus: size.max_vcpus,
@@ -167,9 +178,9 @@ pub(crate) fn launch_with(
         console: config.console(),
         uid: uid.get(),
         gid: uid.get(),
-        nets: Vec::new(),
+        nets: plugs.iter().map(|plug| plug.config.clone()).collect(),
     };
-    let descriptors: [_; CONFIGURE_FDS] = [
+    let own: [_; CONFIGURE_FDS] = [
         files.kvm.as_fd(),
         files.kernel.as_fd(),
         files.initramfs.as_fd(),
@@ -177,6 +188,8 @@ pub(crate) fn launch_with(
         sockets.broker.1.as_fd(),
         sockets.relay.1.as_fd(),
     ];
+    let taps = plugs.iter().flat_map(|plug| &plug.descriptors).map(AsFd::as_fd);
+    let descriptors: Vec<_> = own.into_iter().chain(taps).collect();
     match sockets
         .control
         .0
@@ -186,6 +199,8 @@ pub(crate) fn launch_with(
         Ok(()) | Err(seqpacket::Error::Closed) => {}
         Err(error) => return Err(Error::Configure(error).into()),
     }
+    // The taps are the monitor's, and gone with it.
+    drop(plugs);
 
     let share = Share::create(dir.path().join("share"))?;
     let (fsd, fsd_stderr) = start("fsd", config.fsd(), &[share.path()], sockets.relay.0)?;
@@ -203,6 +218,9 @@ pub(crate) fn launch_with(
         vmm: vmm.id(),
         fsd: fsd.id(),
         uid: uid.get(),
+        network: network
+            .as_ref()
+            .map(|network| network.namespace().path().to_owned()),
     })
     .inspect_err(|_| {
         // Before the processes are.
@@ -213,6 +231,7 @@ pub(crate) fn launch_with(
     Ok(Launched {
         vmm,
         fsd,
+        network,
         share,
         cgroup,
         dir,

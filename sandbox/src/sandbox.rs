@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     process::ExitStatus,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -20,6 +20,7 @@ use tokio::{
     io::unix::AsyncFd,
     net::UnixStream,
     sync::{Notify, watch},
+    task::spawn_blocking,
     time::timeout,
 };
 
@@ -31,6 +32,7 @@ use crate::{
     config::Config,
     error::{Error, line},
     launch::{self, Launched, console_clause},
+    network::{self, Attached, Forward, Plug, watch::Machine},
     process::{self, Process},
     resize::Sizing,
     share::Share,
@@ -67,6 +69,7 @@ pub struct Sandbox {
     kill: Arc<Notify>,
     stopping: Arc<AtomicBool>,
     stop: tokio::sync::Mutex<()>,
+    network: Mutex<Option<Attached>>,
     files: Mutex<Option<(Option<PodCgroup>, PodDir, Uid)>>,
     control: Arc<Control>,
     pub(crate) sizing: Sizing,
@@ -91,6 +94,9 @@ struct Said {
     console: Option<String>,
     /// The answer to a [`Request::Resize`].
     resized: Option<Resized>,
+    /// The network device that is being plugged in or out, and the answer.
+    plugging: Option<[u8; 6]>,
+    plugged: Option<String>,
     exited: Option<(ExitReason, String, String)>,
     closed: bool,
 }
@@ -160,8 +166,17 @@ impl Control {
                     self.said
                         .send_modify(|said| said.exited = Some((reason, detail, console)));
                 }
-                // Nobody has asked for either.
-                Ok((Event::NetAdded { .. } | Event::NetRemoved { .. }, _)) => {}
+                Ok((Event::NetAdded { mac, error } | Event::NetRemoved { mac, error }, _)) => {
+                    // Nobody waits for a second one.
+                    self.said.send_if_modified(|said| {
+                        let first = said.plugging == Some(mac) && said.plugged.is_none();
+                        if first {
+                            said.plugged = Some(error);
+                            unasked -= 1;
+                        }
+                        first
+                    });
+                }
                 Err(seqpacket::Error::Closed) => break,
                 Err(error) => {
                     tracing::warn!(error = line(&error), "the monitor said something odd");
@@ -197,6 +212,35 @@ impl Control {
         let _ = said.wait_for(|said| said.running || said.closed).await;
     }
 
+    /// Asks for a network device to be plugged in or out. One such question is under way at a time.
+    async fn plug(&self, mac: [u8; 6], request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), String> {
+        let plug = async {
+            let mut said = self.said.subscribe();
+            self.said.send_modify(|said| {
+                said.plugging = Some(mac);
+                said.plugged = None;
+            });
+            self.socket
+                .send(request, fds)
+                .await
+                .map_err(|error| error.to_string())?;
+            // The sender is ours.
+            let answer = said
+                .wait_for(|said| said.plugged.is_some() || said.closed)
+                .await
+                .ok()
+                .and_then(|said| said.plugged.clone());
+            match answer {
+                Some(error) if error.is_empty() => Ok(()),
+                Some(error) => Err(printable(&error, 256)),
+                None => Err("the virtual machine monitor has ended".to_owned()),
+            }
+        };
+        timeout(MONITOR_DEADLINE, plug)
+            .await
+            .unwrap_or_else(|_| Err("the virtual machine monitor does not answer".to_owned()))
+    }
+
     /// The console's tail, if the monitor tells it in time.
     async fn read_console(&self) -> String {
         let read = async {
@@ -213,6 +257,18 @@ impl Control {
             .ok()
             .flatten()
             .unwrap_or_default()
+    }
+}
+
+impl Machine for Control {
+    async fn add_net(&self, plug: Plug) -> Result<(), String> {
+        let fds: Vec<_> = plug.descriptors.iter().map(AsFd::as_fd).collect();
+        self.plug(plug.config.mac, &Request::AddNet(plug.config.clone()), &fds)
+            .await
+    }
+
+    async fn remove_net(&self, mac: [u8; 6]) -> Result<(), String> {
+        self.plug(mac, &Request::RemoveNet { mac }, &[]).await
     }
 }
 
@@ -250,6 +306,7 @@ impl Launched {
             kill: Arc::new(Notify::new()),
             stopping: Arc::new(AtomicBool::new(false)),
             stop: tokio::sync::Mutex::new(()),
+            network: Mutex::new(self.network),
             files: Mutex::new(Some((self.cgroup, self.dir, self.uid))),
             control: Arc::clone(&control),
             sizing: Sizing::new(self.size),
@@ -285,6 +342,9 @@ impl Launched {
             let result = match coming.bring_up(hello, &hostname, &control).await {
                 Ok(agent) => {
                     tokio::spawn(Arc::clone(&coming).relieve(agent.clone()));
+                    let (sandbox, control) = (Arc::clone(&coming), Arc::clone(&control));
+                    let agent_too = agent.clone();
+                    tokio::spawn(async move { sandbox.tend_network(&control, agent_too).await });
                     Ok(agent)
                 }
                 Err(error) => {
@@ -442,6 +502,7 @@ impl Sandbox {
         let agent = Agent::new(hello, deadline);
         let mut entropy = vec![0; 64];
         broker::fill_random(&mut entropy).map_err(launch::Error::Socket)?;
+        let network = self.network().as_ref().map(|attached| attached.network().clone());
         let size = self.sizing.at_start();
         if size.vcpus > 1 {
             // It has said so long since: they are made while the guest boots.
@@ -449,13 +510,55 @@ impl Sandbox {
         }
         tokio::select! {
             biased;
-            created = agent.create_sandbox(hostname, entropy, size) => if let Err(error) = created {
+            created = agent.create_sandbox(hostname, entropy, size, network) => if let Err(error) = created {
                 return Err(self.ended_or(error.into()).await);
             },
             reason = self.wait_ended() => return Err(launch::Error::Ended(reason).into()),
         }
         self.timeline().mark("sandbox_created");
         Ok(agent)
+    }
+
+    /// Carries what happens in the pod's network namespace into the guest, until the pod ends.
+    async fn tend_network(&self, control: &Control, agent: Agent) {
+        let namespace = match self
+            .network()
+            .as_ref()
+            .map(|network| network.namespace().try_clone())
+        {
+            None => return,
+            Some(Ok(namespace)) => namespace,
+            Some(Err(error)) => {
+                tracing::error!(sandbox = self.id, %error, "cannot hold the pod's network");
+                return;
+            }
+        };
+        let (ports, to) = (Arc::clone(&self.ports), agent.clone());
+        let forward = async {
+            let begun = spawn_blocking(move || Forward::begin(&namespace)).await;
+            let failed = match begun {
+                Ok(Ok(forward)) => match forward.run(ports, to).await {
+                    Ok(()) => return,
+                    Err(error) => error.to_string(),
+                },
+                Ok(Err(error)) => line(&error),
+                Err(error) => error.to_string(),
+            };
+            tracing::warn!(
+                sandbox = self.id,
+                error = failed,
+                "connections from inside the pod's network namespace, as by port forwarding, are not possible"
+            );
+        };
+        let watch = network::watch::run(&self.id, &self.network, control, &agent);
+        tokio::select! {
+            ((), ()) = async { tokio::join!(forward, watch) } => {}
+            _ = self.wait_ended() => {}
+        }
+    }
+
+    fn network(&self) -> MutexGuard<'_, Option<Attached>> {
+        self.network.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why the machine ended, if it did so just now, which then is why `error` came to be.
@@ -594,6 +697,8 @@ impl Sandbox {
     }
 
     fn clean_up(&self) -> io::Result<()> {
+        // What is not gone with the monitor's descriptors is undone when it is dropped.
+        drop(self.network().take());
         let files = self.files.lock().unwrap_or_else(PoisonError::into_inner).take();
         match files {
             None => Ok(()),

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     cgroup, cleanup,
     error::Kind,
+    network,
     process::{ProcessId, monotonic_deadline},
 };
 
@@ -101,6 +102,9 @@ pub struct Record {
     pub fsd: ProcessId,
     /// The user that the monitor runs as.
     pub uid: u32,
+    /// The network namespace, if it has been attached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<PathBuf>,
 }
 
 const RECORD: &str = "pod.json";
@@ -290,6 +294,10 @@ pub fn destroy(path: &Path) -> io::Result<()> {
         for process in [record.vmm, record.fsd] {
             process.kill(deadline)?;
         }
+        // The taps are gone with the monitor.
+        if let Some(network) = &record.network {
+            network::clean_up(network).map_err(io::Error::other)?;
+        }
         if let Some(state_dir) = path.parent().and_then(Path::parent) {
             Uid::release(state_dir, record.uid);
         }
@@ -430,6 +438,7 @@ mod tests {
             vmm: this,
             fsd: this,
             uid: 7,
+            network: Some("/run/netns/x".into()),
         };
         pod.write_record(&record).unwrap();
         assert_eq!(read_record(pod.path()), Some(record));
@@ -445,6 +454,7 @@ mod tests {
             vmm: this,
             fsd: this,
             uid: 7,
+            network: None,
         })
         .unwrap();
         assert!(matches!(
@@ -482,6 +492,7 @@ mod tests {
             vmm: ProcessId::of(vmm.id()).unwrap(),
             fsd: reused,
             uid,
+            network: None,
         })
         .unwrap();
         let path = pod.path().to_owned();

@@ -84,7 +84,8 @@ pub struct Attached {
 /// What became of a network.
 #[derive(Debug)]
 pub struct Change {
-    /// Devices that are gone, to be unplugged after the agent has been told.
+    /// Devices that are gone, to be unplugged after the agent has been told. When there are any there are no others to be
+    /// plugged in: look again.
     pub unplugged: Vec<[u8; 6]>,
     /// Devices to be plugged in before the agent is told.
     pub plugs: Vec<Plug>,
@@ -181,7 +182,7 @@ impl Attached {
         &self.events
     }
 
-    /// Looks around again, and makes and removes taps accordingly.
+    /// Looks around again, and makes and removes taps accordingly: first those that go, then, asked again, those that come.
     ///
     /// # Errors
     /// There is something new that can't be carried out; everything is as before then.
@@ -198,6 +199,8 @@ impl Attached {
         undo(&mut self.socket, &go);
         let unplugged: Vec<_> = go.iter().map(|joined| joined.link.mac).collect();
 
+        // A tap is gone when its device is: what replaces it is for the next time.
+        let may_join = unplugged.is_empty();
         let mut manner = self.manner;
         // The taps of those that were there first are what they are.
         manner.fit(MAX_INTERFACES.min(survey.links.len().max(1)));
@@ -205,7 +208,7 @@ impl Attached {
         let new: Vec<&Link> = survey
             .links
             .iter()
-            .filter(|link| self.joined.iter().all(|joined| joined.link.index != link.index))
+            .filter(|link| may_join && self.joined.iter().all(|joined| joined.link.index != link.index))
             .collect();
         for link in new {
             let socket = &mut self.socket;

@@ -11,12 +11,16 @@
 mod attached;
 mod change;
 mod error;
+mod forward;
 mod limit;
 mod namespace;
 mod redirect;
+mod steer;
 mod survey;
 mod tap;
+pub(crate) mod watch;
 
 pub use attached::{Attached, Attaching, Change, Plug, clean_up};
 pub use error::Error;
+pub use forward::Forward;
 pub use namespace::Namespace;

@@ -88,6 +88,17 @@ impl Namespace {
         })
     }
 
+    /// Another hold on the same namespace.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            file: self.file.try_clone()?,
+            path: self.path.clone(),
+        })
+    }
+
     /// Where it was found.
     #[must_use]
     pub fn path(&self) -> &Path {

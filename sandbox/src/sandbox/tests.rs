@@ -108,6 +108,7 @@ impl Stage {
         let ((vmm, vmm_stderr), (fsd, fsd_stderr)) = (sleeper(), sleeper());
         let (vmm_id, fsd_id) = (vmm.id(), fsd.id());
         let launched = Launched {
+            network: None,
             vmm,
             fsd,
             share,
