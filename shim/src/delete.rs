@@ -148,6 +148,7 @@ mod tests {
             vmm: ids[1],
             fsd: ids[2],
             uid: 7,
+            network: None,
         })
         .unwrap();
         let path = dir.path().to_owned();
