@@ -12,6 +12,7 @@ mod files;
 mod isolation;
 mod lifecycle;
 mod many;
+mod network;
 mod recovery;
 mod rootfs;
 mod stats;

@@ -50,10 +50,22 @@ impl Leavings {
     /// # Panics
     /// Something is left: names it.
     pub fn assert_gone(&self) {
+        self.assert_gone_but(&[]);
+    }
+
+    /// As [`Leavings::assert_gone`], but for lines that contain one of `expected`.
+    ///
+    /// # Panics
+    /// Something else is left: names it.
+    pub fn assert_gone_but(&self, expected: &[&str]) {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             let now = Self::now();
-            let left: Vec<_> = now.0.difference(&self.0).collect();
+            let left: Vec<_> = now
+                .0
+                .difference(&self.0)
+                .filter(|line| expected.iter().all(|word| !line.contains(word)))
+                .collect();
             if left.is_empty() {
                 return;
             }
