@@ -146,6 +146,8 @@ pub(crate) fn launch_with(
     size: Size,
 ) -> Result<Launched, PodError> {
     let mut dir = PodDir::create(config.state_dir(), request.namespace, request.id)?;
+    // While the monitor starts. Not before: what an earlier pod of this name has left is undone now.
+    let attaching = Attached::begin(request.spec, config, size.vcpus)?;
     let uid = Uid::take(config.state_dir(), config.uids())?;
     // Before there is any other process of the pod's: they are born in it.
     let cgroup = match PodCgroup::place(request.spec)? {
@@ -159,8 +161,6 @@ pub(crate) fn launch_with(
     let sockets = Sockets::new().map_err(Error::Socket)?;
     let root = dir.open_root()?;
 
-    // While the monitor starts.
-    let attaching = Attached::begin(request.spec, config, size.vcpus)?;
     let (vmm, vmm_stderr) = start("vmm", config.vmm(), &[], sockets.control.1)?;
     timeline.mark("vmm_spawned");
     let (network, plugs) = match attaching.map(Attaching::finish).transpose()? {
