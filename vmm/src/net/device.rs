@@ -19,6 +19,7 @@ use super::{
     receive::Receiver,
     tap::{self, Tap},
     transmit::Sender,
+    vhost::{self, Vhost},
 };
 use crate::virtio::device::{ActivateError, Activation, Part, VirtioDevice};
 
@@ -53,11 +54,16 @@ pub enum Error {
     /// The tap.
     #[error("cannot use the tap interface")]
     Tap(#[from] tap::Error),
+    /// vhost-net.
+    #[error("cannot have the host's kernel serve it")]
+    Vhost(#[from] vhost::Error),
 }
 
 /// virtio-net.
 pub struct Net {
     taps: Vec<Arc<Tap>>,
+    /// One for each tap, or none at all.
+    vhosts: Vec<Vhost>,
     link: Arc<Link>,
     mtu: u16,
     features: u64,
@@ -67,7 +73,8 @@ pub struct Net {
 }
 
 impl Net {
-    /// The device that `config` describes, with its descriptors: those of the tap, then those of vhost-net.
+    /// The device that `config` describes, with its descriptors: those of the tap, then those of vhost-net, which isn't used where a
+    /// rate is limited.
     ///
     /// # Errors
     /// See [`Error`].
@@ -88,13 +95,21 @@ impl Net {
         if config.mac[0] & 1 != 0 || config.mac == [0; 6] {
             return Err(Error::Mac(config.mac));
         }
+        let mut descriptors = descriptors.into_iter();
         let taps = descriptors
-            .into_iter()
+            .by_ref()
             .take(pairs)
             .map(|fd| Tap::new(fd, pairs > 1).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
         let uso = taps.first().map_or(Ok(false), |tap| tap.knows_uso())?;
-        Ok(Self::with_taps(config, taps, uso))
+        let mut device = Self::with_taps(config, taps, uso);
+        if device.receive_limit.is_none() && device.send_limit.is_none() {
+            device.vhosts = descriptors.map(Vhost::new).collect::<Result<_, _>>()?;
+        }
+        for vhost in &device.vhosts {
+            device.features = vhost.offered(device.features);
+        }
+        Ok(device)
     }
 
     /// The device on `taps`, which know segmentation of UDP if `uso` says so.
@@ -111,6 +126,7 @@ impl Net {
             queue_sizes,
             receive_limit: limit(config.receive_limit),
             send_limit: limit(config.send_limit),
+            vhosts: Vec::new(),
             taps,
         }
     }
@@ -184,6 +200,16 @@ impl VirtioDevice for Net {
                     return Err(ActivateError::QueueNotEnabled(missing));
                 }
                 // A driver need not set up what it doesn't use.
+                continue;
+            }
+            if let Some(vhost) = self.vhosts.get(number) {
+                let served = vhost
+                    .start(&memory, features, tap.clone(), [receive, transmit])
+                    .map_err(|error| ActivateError::Host {
+                        what: "have vhost-net serve a pair of queues",
+                        source: io::Error::other(error),
+                    })?;
+                parts.push(Part::shared(served));
                 continue;
             }
             let receive_limit = self.receive_limit.clone();

@@ -9,6 +9,7 @@
 //! | [`pieces`] | the guest's memory of packets, for system calls without a copy |
 //! | [`pair`] | a receive and a transmit queue, on a thread of their own |
 //! | [`receive`], [`transmit`] | the two halves of it |
+//! | [`vhost`] | the host's kernel in place of both |
 //! | [`bucket`] | limits on rates |
 //! | [`command`] | the control queue |
 //! | [`link`] | what the configuration space says, and who may change it |
@@ -27,6 +28,7 @@ mod pieces;
 mod receive;
 pub mod tap;
 mod transmit;
+pub mod vhost;
 
 pub use device::{Error, Net};
 
