@@ -5,7 +5,7 @@ use std::time::Duration;
 use fuse_backend_rs::api::filesystem::OpenOptions;
 
 /// Whether anyone but the guest changes the files of a mount.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cache {
     /// Only the guest does: a container's own root file system. It may cache names, attributes, contents and the
     /// absence of names for as long as it likes.

@@ -7,6 +7,12 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
+use nix::sys::{
+    statfs::fstatfs,
+    statvfs::{FsFlags, fstatvfs},
+};
+use sealock_protocol::files::kernel_file_system;
+
 /// What the kernel says about a file (statx(2)).
 #[derive(Clone, Copy)]
 pub struct Status {
@@ -94,6 +100,17 @@ pub fn status(file: BorrowedFd<'_>) -> io::Result<Status> {
         stat,
         mount: found.stx_mnt_id,
     })
+}
+
+/// Whether the mount that an open file was found through can't be written. What can't be told is no.
+pub fn is_read_only(file: BorrowedFd<'_>) -> bool {
+    fstatvfs(file).is_ok_and(|found| found.flags().contains(FsFlags::ST_RDONLY))
+}
+
+/// Whether a file is of a file system that shows the host's kernel: nobody means to share that, but it may be mounted
+/// somewhere below a volume.
+pub fn is_of_the_kernel(file: BorrowedFd<'_>) -> bool {
+    fstatfs(file).is_ok_and(|found| kernel_file_system(found.filesystem_type().0).is_some())
 }
 
 /// The directory `/proc/self/fd`, through which an `O_PATH` descriptor's own file can be reached, whatever has become

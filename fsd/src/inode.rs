@@ -9,14 +9,20 @@ use std::{
 
 use fuse_backend_rs::api::filesystem::ROOT_ID;
 
-use crate::{cache::Cache, descriptor::Status};
+use crate::{
+    cache::Cache,
+    descriptor::{self, Status},
+};
 
-/// What tells files apart: the same file reached through two mounts is two, since one mount may be read-only.
+/// What tells files apart. A directory that is reached through two mounts is two, for other things may be mounted in it. A
+/// file is one, so that containers which have it by way of two volumes share its locks, mappings and socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
     device: u64,
     number: u64,
+    /// Of a directory; 0 otherwise, which is no mount's id.
     mount: u64,
+    cache: Cache,
 }
 
 /// A file the guest knows of, held by an `O_PATH` descriptor: neither renaming nor unlinking it changes what it is.
@@ -29,13 +35,14 @@ pub struct Inode {
     /// Who changes it.
     pub cache: Cache,
     file: OwnedFd,
+    mount: u64,
     key: Key,
 }
 
 impl Inode {
     /// The id of the mount it was found through.
     pub fn mount(&self) -> u64 {
-        self.key.mount
+        self.mount
     }
 
     /// The device number of its file system.
@@ -96,9 +103,23 @@ impl Inodes {
     /// The guest is about to be told of `file`: counts that, and gives the file a node id if it has none.
     pub fn look_up(&self, file: OwnedFd, status: &Status, cache: Cache) -> Arc<Inode> {
         let mut table = self.table();
-        let id = table.by_key.get(&key(status)).copied();
+        let id = table.by_key.get(&key(status, cache)).copied();
         if let Some(known) = id.and_then(|id| table.by_id.get_mut(&id)) {
             known.lookups = known.lookups.saturating_add(1);
+            // The guest may write it from now on, if it could not before.
+            if known.inode.mount != status.mount
+                && descriptor::is_read_only(known.inode.as_fd())
+                && !descriptor::is_read_only(file.as_fd())
+            {
+                known.inode = Arc::new(Inode {
+                    id: known.inode.id,
+                    kind: known.inode.kind,
+                    cache,
+                    file,
+                    mount: status.mount,
+                    key: known.inode.key,
+                });
+            }
             return Arc::clone(&known.inode);
         }
         table.insert(file, status, cache)
@@ -144,7 +165,8 @@ impl Table {
             kind: status.kind(),
             cache,
             file,
-            key: key(status),
+            mount: status.mount,
+            key: key(status, cache),
         });
         self.by_key.insert(inode.key, id);
         self.by_id.insert(
@@ -158,11 +180,16 @@ impl Table {
     }
 }
 
-fn key(status: &Status) -> Key {
+fn key(status: &Status, cache: Cache) -> Key {
     Key {
         device: status.stat.st_dev,
         number: status.stat.st_ino,
-        mount: status.mount,
+        mount: if status.kind() == libc::S_IFDIR {
+            status.mount
+        } else {
+            0
+        },
+        cache,
     }
 }
 
@@ -203,6 +230,30 @@ mod tests {
         assert!(inodes.get(first).is_err());
         // An id is not reused, not even for the same file.
         assert_ne!(inodes.look_up(again, &status, Cache::Coherent).id, first);
+    }
+
+    #[test]
+    fn a_file_is_one_through_every_mount_and_a_directory_is_not() {
+        let inodes = inodes();
+        let (file, mut status) = file();
+        let first = inodes
+            .look_up(file.try_clone().unwrap(), &status, Cache::Coherent)
+            .id;
+        status.mount += 1;
+        let second = inodes
+            .look_up(file.try_clone().unwrap(), &status, Cache::Coherent)
+            .id;
+        assert_eq!(first, second);
+        // What the guest may cache is not the same file as what others change.
+        let cached = inodes.look_up(file, &status, Cache::Exclusive).id;
+        assert_ne!(first, cached);
+        let directory: OwnedFd = File::open("/tmp").unwrap().into();
+        let mut status = descriptor::status(directory.as_fd()).unwrap();
+        let first = inodes
+            .look_up(directory.try_clone().unwrap(), &status, Cache::Coherent)
+            .id;
+        status.mount += 1;
+        assert_ne!(inodes.look_up(directory, &status, Cache::Coherent).id, first);
     }
 
     #[test]

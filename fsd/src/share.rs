@@ -96,11 +96,13 @@ impl Share {
 
     fn tell(&self, parent: &Inode, name: &CStr, file: OwnedFd) -> io::Result<(Arc<Inode>, Entry)> {
         let status = descriptor::status(file.as_fd())?;
-        let cache = parent.cache.below(
-            name.to_bytes(),
-            status.mount != parent.mount(),
-            parent.mount() == self.mount,
-        );
+        let mount_begins = status.mount != parent.mount();
+        if mount_begins && descriptor::is_of_the_kernel(file.as_fd()) {
+            return Err(error(libc::EACCES));
+        }
+        let cache = parent
+            .cache
+            .below(name.to_bytes(), mount_begins, parent.mount() == self.mount);
         let inode = self.inodes.look_up(file, &status, cache);
         let entry = Entry {
             inode: inode.id,

@@ -4,11 +4,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod cgroup;
 mod events;
 mod exec;
 mod exit_status;
 mod failures;
 mod files;
+mod hooks;
 mod isolation;
 mod lifecycle;
 mod many;
@@ -18,6 +20,7 @@ mod rootfs;
 mod stats;
 mod streams;
 mod terminal;
+mod volumes;
 
 use std::{
     process::Output,

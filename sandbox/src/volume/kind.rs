@@ -2,6 +2,8 @@
 
 use std::{fs, io, path::Path};
 
+use sealock_protocol::files::kernel_file_system;
+
 use super::{
     Error,
     kubelet::{self, KubeletVolume},
@@ -65,22 +67,6 @@ const DEVICES: [(u32, u32); 9] = [
     (5, 2),    // ptmx
     (10, 200), // net/tun
     (10, 229), // fuse
-];
-
-/// File systems that show the host's kernel, not files.
-const KERNEL_FILE_SYSTEMS: [(i64, &str); 12] = [
-    (0x9fa0, "in the host's procfs"),
-    (0x6265_6572, "in the host's sysfs"),
-    (0x6367_7270, "in the host's cgroup file system"),
-    (0x0027_e0eb, "in the host's cgroup file system"),
-    (0x1cd1, "in the host's devpts"),
-    (0x1980_0202, "in the host's message queues"),
-    (0x6462_6720, "in the host's debugfs"),
-    (0x7472_6163, "in the host's tracefs"),
-    (0x7363_6673, "in the host's securityfs"),
-    (0xcafe_4a11, "in the host's BPF file system"),
-    (0x6265_6570, "in the host's configfs"),
-    (0x9584_58f6, "of the host's huge pages"),
 ];
 
 /// Decides what `source`, mounted at `destination` in the container, becomes. `pod` is the pod's UID, where it is known:
@@ -157,8 +143,7 @@ fn of_the_kernel(source: &Source) -> Result<Option<Kind>, Error> {
         let (major, minor) = source.device();
         return Ok(Some(Kind::Device { major, minor }));
     }
-    let magic = source.magic();
-    if let Some((_, what)) = KERNEL_FILE_SYSTEMS.iter().find(|(number, _)| *number == magic) {
+    if let Some(what) = kernel_file_system(source.magic()) {
         return Err(refused(source, what));
     }
     for (directory, what) in [
