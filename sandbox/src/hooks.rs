@@ -6,7 +6,7 @@
 //! container's processes run as far as the host can see.
 
 use std::{
-    io,
+    fs, io,
     path::{Path, PathBuf},
     pin::pin,
     process::{ExitStatus, Stdio},
@@ -154,11 +154,18 @@ impl Hooks {
     }
 
     /// Runs `prestart` and `createRuntime` of a container that is being created in the machine of process `pid`. The first
-    /// that fails is the last.
+    /// that fails is the last. From now on `poststop` is owed.
     ///
     /// # Errors
-    /// That one's.
+    /// That one's; or it can't be written down that `poststop` is owed.
     pub async fn create(&self, pid: u32) -> Result<(), Error> {
+        if let Some(first) = self.stop.first() {
+            fs::write(self.marker(), "").map_err(|source| Error::Run {
+                field: first.field.clone(),
+                path: first.path.clone(),
+                source,
+            })?;
+        }
         let state = self.state("creating", Some(pid));
         for hook in &self.create {
             hook.run(&state, &self.bundle).await?;
@@ -171,15 +178,22 @@ impl Hooks {
         self.run_all(&self.start, "running", Some(pid)).await;
     }
 
-    /// Runs `poststop` of a container that is gone. Failures are logged.
+    /// Runs `poststop` of a container that is gone, unless somebody has already. Failures are logged.
     pub async fn stopped(&self) {
-        self.run_all(&self.stop, "stopped", None).await;
+        if fs::remove_file(self.marker()).is_ok() {
+            self.run_all(&self.stop, "stopped", None).await;
+        }
     }
 
-    /// Whether there is one to be run when the container is gone.
+    /// Whether `poststop` has still to be run.
     #[must_use]
-    pub fn has_poststop(&self) -> bool {
-        !self.stop.is_empty()
+    pub fn owes_poststop(&self) -> bool {
+        self.marker().exists()
+    }
+
+    /// A file that is there while `poststop` is owed: who removes it runs them, the shim or, after its crash, `delete`.
+    fn marker(&self) -> PathBuf {
+        self.bundle.join("poststop-owed")
     }
 
     async fn run_all(&self, hooks: &[Hook], status: &str, pid: Option<u32>) {
@@ -359,7 +373,7 @@ impl Tail {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, time::Instant};
+    use std::time::Instant;
 
     use serde_json::json;
 
@@ -442,9 +456,13 @@ mod tests {
         assert!(text.starts_with("hooks.prestart[1]: /bin/sh failed ("), "{text}");
         assert!(text.ends_with("the reason") && text.len() < 5000, "{text}");
         assert!(!top.path().join("never").exists());
-        // After the container's end a failure keeps no other from being run.
+        // After the container's end a failure keeps no other from being run, and nothing is run twice.
+        assert!(hooks.owes_poststop());
         run(hooks.stopped());
-        assert!(top.path().join("after").exists());
+        fs::remove_file(top.path().join("after")).unwrap();
+        assert!(!hooks.owes_poststop());
+        run(hooks.stopped());
+        assert!(!top.path().join("after").exists());
     }
 
     #[test]

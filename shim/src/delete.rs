@@ -77,7 +77,7 @@ fn run_poststop_hooks(spec: &mut serde_json::Value, id: &str, bundle: &Path) {
     let ran = Hooks::take(spec, id, bundle)
         .map_err(io::Error::other)
         .and_then(|hooks| {
-            if hooks.has_poststop() {
+            if hooks.owes_poststop() {
                 let runtime = tokio::runtime::Builder::new_current_thread()
                     .enable_all()
                     .build()?;
