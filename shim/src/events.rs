@@ -225,4 +225,47 @@ mod tests {
         ];
         assert_eq!(*seen, expected);
     }
+
+    #[test]
+    fn what_happens_while_containerd_is_being_restarted_arrives_when_it_is_back() {
+        let top = tempfile::tempdir().unwrap();
+        let socket = top.path().join("containerd.sock.ttrpc");
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let serve = async || {
+            let mut server = Server::new()
+                .bind(&format!("unix://{}", socket.display()))
+                .unwrap()
+                .register_service(create_events(Arc::new(Containerd(Arc::clone(&seen)))));
+            server.start().await.unwrap();
+            server
+        };
+        runtime.block_on(async {
+            let events = Events::start(socket.to_str().unwrap(), "ns");
+            let mut server = serve().await;
+            events.publish("1", &TaskStart::new());
+            events.flush(Duration::from_secs(20)).await;
+            server.shutdown().await.unwrap();
+            drop(server);
+            let _ = std::fs::remove_file(&socket);
+            for topic in ["2", "3"] {
+                events.publish(topic, &TaskExit::new());
+            }
+            // More attempts than an event gets that is refused.
+            sleep(Duration::from_secs(2)).await;
+            let _server = serve().await;
+            events.publish("4", &TaskExit::new());
+            events.flush(Duration::from_secs(20)).await;
+        });
+        let topics: Vec<_> = seen
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(topic, _)| topic.clone())
+            .collect();
+        assert_eq!(topics, ["1", "2", "3", "4"]);
+    }
 }

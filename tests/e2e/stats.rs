@@ -91,5 +91,6 @@ fn processes_are_counted_and_listed_with_the_names_of_those_that_were_added() {
         "{listed}"
     );
     drop(idle);
+    remove_fifos();
     host.assert_clean();
 }
