@@ -252,10 +252,15 @@ impl Machine {
                 growth,
                 memory.clone(),
                 parts.devices,
-                parts.nets,
                 parts.console,
                 ending,
-            );
+            )
+            .and_then(|mut machine| {
+                for (net, descriptors) in parts.nets {
+                    machine.backplane.attach_net(&net, descriptors)?;
+                }
+                Ok(machine)
+            });
             let loaded = loader
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -276,7 +281,6 @@ impl Machine {
         growth: Option<Growth>,
         memory: Memory,
         devices: Vec<Box<dyn VirtioDevice>>,
-        nets: Vec<(NetConfig, Vec<OwnedFd>)>,
         console: Console,
         ending: Ending,
     ) -> Result<Self, Error> {
@@ -286,7 +290,7 @@ impl Machine {
         let pci = Arc::new(Bus::default());
         pci.attach(|_| Ok::<_, Error>(HostBridge::default()))?;
         pci.attach(|slot| Ok::<_, Error>(Pvpanic::new(slot, ending.clone())))?;
-        let mut backplane = Backplane {
+        let backplane = Backplane {
             pci: pci.clone(),
             wiring: Wiring {
                 memory,
@@ -298,9 +302,6 @@ impl Machine {
         };
         for device in devices {
             backplane.attach(device)?;
-        }
-        for (net, descriptors) in nets {
-            backplane.attach_net(&net, descriptors)?;
         }
         let serial = EventFd::new(EFD_NONBLOCK).map_err(host("make an eventfd"))?;
         vm.register_irqfd(&serial, SERIAL_INTERRUPT.into())
