@@ -15,7 +15,8 @@ use tokio::io::{Interest, unix::AsyncFd};
 use crate::{
     device_program,
     init::{CGROUP_ROOT, CGROUPS},
-    oci::Limits,
+    linux::scheduling::online_cpus,
+    oci::{CpuList, Limits, Setting},
 };
 
 /// What could not be done with a cgroup.
@@ -36,6 +37,24 @@ pub enum CgroupError {
         /// The kernel's answer.
         #[source]
         error: io::Error,
+    },
+    /// A limit that the guest's kernel does not know.
+    #[error("{field}: the guest's cgroups have no file {file}")]
+    NoSuchFile {
+        /// The specification's field.
+        field: String,
+        /// The cgroup's file.
+        file: String,
+    },
+    /// A limit below what is used, when that was to be checked.
+    #[error("{field}: {limit} is less than the {usage} bytes in use")]
+    InUse {
+        /// The specification's field.
+        field: String,
+        /// The limit.
+        limit: u64,
+        /// What is used.
+        usage: String,
     },
     /// The device controller.
     #[error("linux.resources.devices: {0}")]
@@ -88,15 +107,7 @@ impl Cgroup {
 
     fn limit(&self, limits: &Limits) -> Result<(), CgroupError> {
         for setting in &limits.settings {
-            match write(&self.path.join(&setting.file), &setting.value) {
-                Err(error) if setting.optional && error.kind() == io::ErrorKind::NotFound => {}
-                result => result.map_err(|error| CgroupError::Limit {
-                    field: setting.field.clone(),
-                    file: setting.file.clone(),
-                    value: setting.value.clone(),
-                    error,
-                })?,
-            }
+            self.set(setting)?;
         }
         device_program::attach(&limits.devices, self.as_fd()).map_err(CgroupError::Devices)
     }
@@ -125,6 +136,42 @@ impl Cgroup {
             open_directory(&path)
         };
         found().map_err(CgroupError::List)
+    }
+
+    fn set(&self, setting: &Setting) -> Result<(), CgroupError> {
+        let file = self.path.join(&setting.file);
+        let value = match CpuList::parse(&setting.value) {
+            Some(cpus) if setting.file == "cpuset.cpus" => cpus.in_guest(online_cpus()).to_string(),
+            _ => setting.value.clone(),
+        };
+        if setting.check_usage
+            && let Ok(limit) = value.parse::<u64>()
+            && let Ok(usage) = fs::read_to_string(self.path.join("memory.current"))
+            && usage.trim().parse::<u64>().is_ok_and(|usage| usage > limit)
+        {
+            return Err(CgroupError::InUse {
+                field: setting.field.clone(),
+                limit,
+                usage: usage.trim().to_owned(),
+            });
+        }
+        match write(&file, &value) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if setting.optional {
+                    return Ok(());
+                }
+                Err(CgroupError::NoSuchFile {
+                    field: setting.field.clone(),
+                    file: setting.file.clone(),
+                })
+            }
+            result => result.map_err(|error| CgroupError::Limit {
+                field: setting.field.clone(),
+                file: setting.file.clone(),
+                value,
+                error,
+            }),
+        }
     }
 
     /// Kills every process in it, also those in cgroups below. There are none once it was removed.

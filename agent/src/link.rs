@@ -54,6 +54,8 @@ pub struct NewNamespaces {
     pub ipc: bool,
     /// Host name.
     pub uts: bool,
+    /// Users and groups.
+    pub user: bool,
 }
 
 impl NewNamespaces {
@@ -63,6 +65,7 @@ impl NewNamespaces {
         pid: false,
         ipc: false,
         uts: false,
+        user: false,
     };
 
     /// Those that a container has for itself.
@@ -73,6 +76,7 @@ impl NewNamespaces {
             pid: new(namespaces.pid),
             ipc: new(namespaces.ipc),
             uts: new(namespaces.uts),
+            user: new(namespaces.user),
         }
     }
 
@@ -83,6 +87,7 @@ impl NewNamespaces {
         flags.set(CloneFlags::CLONE_NEWPID, self.pid);
         flags.set(CloneFlags::CLONE_NEWIPC, self.ipc);
         flags.set(CloneFlags::CLONE_NEWUTS, self.uts);
+        flags.set(CloneFlags::CLONE_NEWUSER, self.user);
         // All of them are positive.
         u64::try_from(flags.bits()).unwrap_or(0)
     }

@@ -19,6 +19,10 @@ need_rust() {
 }
 
 static_cargo() {
+    # Of Debian's libraries a static program takes the archives.
+    local libseccomp
+    libseccomp=$(gcc -print-file-name=libseccomp.a)
+    export LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=${libseccomp%/*}
     # With an explicit target the flag does not apply to build scripts and procedural macros, which can't be static.
     CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS='-C target-feature=+crt-static' \
         cargo "$1" --target "$STATIC_TARGET" "${@:2}"

@@ -9,10 +9,14 @@ use sealock_protocol::seqpacket::{Error, SeqPacket};
 /// The largest message, in bytes.
 pub const MAX_MESSAGE: usize = 4096;
 
-/// The one message from the server.
+/// The server's word to start.
 pub const START: &[u8] = b"S";
 
 const TERMINAL: u8 = b'T';
+/// Comes from the server with a descriptor, as an answer to [`Report::Unprivileged`].
+pub const HELP: &[u8] = b"H";
+
+const UNPRIVILEGED: u8 = b'U';
 const READY: u8 = b'R';
 const REFUSED: u8 = b'N';
 const FAILED: u8 = b'E';
@@ -22,6 +26,8 @@ const FAILED: u8 = b'E';
 pub enum Report {
     /// Comes with the master of the process's terminal.
     Terminal,
+    /// The process is in a user namespace and waits for what it can't do itself.
+    Unprivileged,
     /// Everything is set up.
     Ready,
     /// The specification asks for what can't be, as a program that is not there. The text is for a user.
@@ -35,6 +41,7 @@ impl Report {
     pub fn encode(&self) -> Vec<u8> {
         let (kind, text) = match self {
             Self::Terminal => (TERMINAL, ""),
+            Self::Unprivileged => (UNPRIVILEGED, ""),
             Self::Ready => (READY, ""),
             Self::Refused(text) => (REFUSED, text.as_str()),
             Self::Failed(text) => (FAILED, text.as_str()),
@@ -50,6 +57,7 @@ impl Report {
         let text = String::from_utf8_lossy(text).into_owned();
         match kind {
             TERMINAL => Some(Self::Terminal),
+            UNPRIVILEGED => Some(Self::Unprivileged),
             READY => Some(Self::Ready),
             REFUSED => Some(Self::Refused(text)),
             FAILED => Some(Self::Failed(text)),
@@ -79,6 +87,7 @@ mod tests {
     fn reports_survive_and_long_texts_are_cut() {
         for report in [
             Report::Terminal,
+            Report::Unprivileged,
             Report::Ready,
             Report::Refused("a".into()),
             Report::Failed("b".into()),

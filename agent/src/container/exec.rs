@@ -10,13 +10,16 @@ use sealock_protocol::seqpacket::SeqPacket;
 use super::{
     descriptors::{Descriptors, Given, read_plan},
     failure::{Doing, Failure},
-    namespaces::GuestProc,
+    namespaces::{GuestProc, become_administrator},
     privileges,
     program::{self, Program, Stdio},
     rootfs::RootFs,
     terminal,
 };
-use crate::oci::Container;
+use crate::{
+    linux::scheduling::{online_cpus, set_affinity},
+    oci::{Container, CpuList, NamespaceSource},
+};
 
 /// Becomes a process of a running container. Called in a new process, in the container's cgroup and, by way of a descriptor of
 /// the container's first process, in its process id namespace.
@@ -34,10 +37,22 @@ fn prepare(given: Given, channel: &SeqPacket) -> Result<Program, Failure> {
     prctl::set_dumpable(false).doing(|| "hiding the process from the container")?;
     let container: Container = read_plan(given.plan)?;
     let proc = GuestProc::open()?;
-    privileges::adjust_oom_score(&container.process, &proc)?;
+    let process = &container.process;
+    // What takes the guest's own rights comes before they are left behind.
+    privileges::adjust_oom_score(process, 0, &proc)?;
+    privileges::raise_limits(process, 0)?;
+    privileges::schedule(process, 0)?;
+    let guests_cpus = |cpus: &Option<CpuList>| Some(cpus.as_ref()?.in_guest(online_cpus()));
+    if let Some(cpus) = guests_cpus(&process.exec_affinity.initial) {
+        set_affinity(0, &cpus).doing(|| "process.execCPUAffinity.initial")?;
+    }
+    let last = guests_cpus(&process.exec_affinity.last);
     for (_, first) in given.join {
         // All at once; root and working directory are then those of the container, too.
         setns(&first, namespaces(&container)).doing(|| "joining the container's namespaces")?;
+    }
+    if container.namespaces.user != NamespaceSource::Guest {
+        become_administrator()?;
     }
     let terminal = match container.process.terminal {
         Some(size) => {
@@ -51,14 +66,27 @@ fn prepare(given: Given, channel: &SeqPacket) -> Result<Program, Failure> {
     };
     drop(proc);
     let stdio = Stdio::new(given.stdio, terminal)?;
-    program::prepare(&container, stdio, channel)
+    let program = program::prepare(&container, stdio, channel)?;
+    if let Some(cpus) = last {
+        set_affinity(0, &cpus).doing(|| "process.execCPUAffinity.final")?;
+    }
+    Ok(program)
 }
 
 /// Every namespace that a container may have apart from the guest, but for that of process ids, in which the process has been
 /// created. Joining one that is the guest's does nothing.
-fn namespaces(_container: &Container) -> CloneFlags {
-    CloneFlags::CLONE_NEWNS
+fn namespaces(container: &Container) -> CloneFlags {
+    let mut all = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS
-        | CloneFlags::CLONE_NEWCGROUP
+        | CloneFlags::CLONE_NEWCGROUP;
+    // A user namespace that one is in already can't be joined.
+    all.set(
+        CloneFlags::CLONE_NEWUSER,
+        container.namespaces.user != NamespaceSource::Guest,
+    );
+    if container.namespaces.time {
+        all |= CloneFlags::from_bits_retain(libc::CLONE_NEWTIME);
+    }
+    all
 }

@@ -5,13 +5,16 @@
 //! inside the container's root whatever its files are.
 
 pub mod channel;
+mod copy_up;
 mod descriptors;
 mod devices;
 pub mod exec;
 mod executable;
 mod failure;
+mod hooks;
 mod mounts;
 mod namespaces;
+pub mod outside;
 pub mod pause;
 mod privileges;
 mod program;
@@ -22,4 +25,5 @@ mod terminal;
 mod volume;
 
 pub use descriptors::Descriptors;
+pub use failure::Failure;
 pub use mounts::Share;

@@ -4,22 +4,29 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
+    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2},
     sys::{
-        stat::Mode,
+        stat::{Mode, fchmod, fstat},
         statfs::{PROC_SUPER_MAGIC, fstatfs},
     },
 };
 
 use super::{
+    copy_up::{copy_attributes, copy_up},
     failure::{Doing, Failure, c_string},
+    outside::needs_help,
     rootfs::{RootFs, is_directory},
     volume,
 };
 use crate::{
     init::{ROOTFS, SHARE},
-    linux::mount::{NewFileSystem, attach, change_attributes, clone_tree, make_read_only, set_propagation},
-    oci::{Bind, Mount, MountKind, RootedPath, SharePath},
+    linux::{
+        mount::{
+            NewFileSystem, attach, change_attributes, clone_tree, make_read_only, map_ids, set_propagation,
+        },
+        user_namespace,
+    },
+    oci::{AttributeChange, Bind, Mount, MountKind, RootedPath, SharePath},
 };
 
 /// Files of `/proc` that may be mounted over: those that tools replace by a container's own view. Over others a mount
@@ -91,45 +98,46 @@ pub fn attach_root(share: &Share, path: &SharePath) -> Result<RootFs, Failure> {
     Ok(RootFs::new(tree))
 }
 
-/// Carries `mounts` out. What is to be made read-only when all is in place is handed back.
+/// Carries `mounts` out. What is to be made read-only when all is in place is handed back. `helped` gives, to a process that
+/// can't make them, the trees of the mounts which [`needs_help`].
 ///
 /// # Errors
 /// The mount that can't be made.
-pub fn mount_all(rootfs: &RootFs, share: &Share, mounts: &[Mount]) -> Result<Vec<OwnedFd>, Failure> {
+pub fn mount_all(
+    rootfs: &RootFs,
+    share: &Share,
+    mounts: &[Mount],
+    mut helped: Option<impl Iterator<Item = OwnedFd>>,
+) -> Result<Vec<OwnedFd>, Failure> {
     let mut read_only_later = Vec::new();
     for mount in mounts {
         let doing = || format!("{}: mounting {:?}", mount.field, mount.destination);
+        if mount.kind == MountKind::Present {
+            change_present(rootfs, mount)?;
+            continue;
+        }
         let mut attributes = mount.options.attributes;
         let later = mount.starts_empty() && attributes.take_read_only();
-        let (tree, place) = match &mount.kind {
-            MountKind::Bind { source, bind } => {
-                let source = share.resolve(source).doing(doing)?;
-                let place = if is_directory(&source).doing(doing)? {
-                    rootfs.ensure_directory(&mount.destination)
-                } else {
-                    rootfs.ensure_file(&mount.destination)
-                };
-                let recursive = *bind == Bind::Recursive;
-                (clone_tree(source, recursive).doing(doing)?, place.doing(doing)?)
-            }
-            MountKind::Volume(volume) => {
-                let part = volume::resolve(volume).doing(doing)?;
-                let place = if is_directory(&part).doing(doing)? {
-                    rootfs.ensure_directory(&mount.destination)
-                } else {
-                    rootfs.ensure_file(&mount.destination)
-                };
-                (clone_tree(part, false).doing(doing)?, place.doing(doing)?)
-            }
-            MountKind::FileSystem { name } => {
-                let mut place = rootfs.ensure_directory(&mount.destination).doing(doing)?;
-                if matches!(name.as_str(), "proc" | "sysfs") {
-                    place = rootfs.resolve_without_links(&mount.destination).doing(doing)?;
-                }
-                (new_file_system(name, mount)?, place)
-            }
+        let before = rootfs.resolve(&mount.destination).ok();
+        let tree = match &mut helped {
+            Some(helped) if needs_help(mount) => helped.next().ok_or(Errno::ENOENT).doing(doing)?,
+            _ => mapped_tree(mount, share)?,
         };
+        let place = match (&mount.kind, is_directory(&tree).doing(doing)?) {
+            (MountKind::FileSystem { name }, _) if matches!(name.as_str(), "proc" | "sysfs") => {
+                rootfs.ensure_directory(&mount.destination).doing(doing)?;
+                rootfs.resolve_without_links(&mount.destination)
+            }
+            (_, true) => rootfs.ensure_directory(&mount.destination),
+            (_, false) => rootfs.ensure_file(&mount.destination),
+        }
+        .doing(doing)?;
         refuse_to_hide_processes(&place, mount)?;
+        if let Some(covered) = before
+            && matches!(&mount.kind, MountKind::FileSystem { name } if name == "tmpfs")
+        {
+            take_over(&covered, &tree, mount).doing(doing)?;
+        }
         change_attributes(&tree, attributes, false).doing(doing)?;
         change_attributes(&tree, mount.options.recursive_attributes, true).doing(doing)?;
         attach(&tree, place).doing(doing)?;
@@ -141,6 +149,84 @@ pub fn mount_all(rootfs: &RootFs, share: &Share, mounts: &[Mount]) -> Result<Vec
         }
     }
     Ok(read_only_later)
+}
+
+/// What a mount shows, mounted nowhere yet and without its attributes and mapping.
+///
+/// # Errors
+/// It is not there or can't be made.
+pub fn tree(mount: &Mount, share: &Share) -> Result<OwnedFd, Failure> {
+    match &mount.kind {
+        MountKind::Bind { source, bind } => {
+            let doing = || format!("{}: mounting {:?}", mount.field, mount.destination);
+            let source = share.resolve(source).doing(doing)?;
+            clone_tree(source, *bind == Bind::Recursive).doing(doing)
+        }
+        MountKind::Volume(volume) => {
+            let doing = || format!("{}: mounting {:?}", mount.field, mount.destination);
+            clone_tree(volume::resolve(volume).doing(doing)?, false).doing(doing)
+        }
+        MountKind::FileSystem { name } => new_file_system(name, mount),
+        MountKind::Present => Err(Failure::Refused(format!("{}: is there already", mount.field))),
+    }
+}
+
+/// Whether the ids of a mount's files are mapped, and if so whether of those below it too.
+pub fn id_map_depth(mount: &Mount) -> Option<bool> {
+    mount.options.id_map.map(|depth| depth == Bind::Recursive)
+}
+
+fn mapped_tree(mount: &Mount, share: &Share) -> Result<OwnedFd, Failure> {
+    let tree = tree(mount, share)?;
+    if let (Some(recursive), Some(mappings)) = (id_map_depth(mount), &mount.id_mappings) {
+        let doing = || format!("{}.uidMappings: mapping the ids of its files", mount.field);
+        let namespace = user_namespace::create(mappings).doing(doing)?;
+        map_ids(&tree, namespace, recursive).doing(doing)?;
+    }
+    Ok(tree)
+}
+
+/// A remount: what is mounted there already gets these attributes and no others.
+fn change_present(rootfs: &RootFs, mount: &Mount) -> Result<(), Failure> {
+    let doing = || format!("{}: remounting {:?}", mount.field, mount.destination);
+    const ALL: u64 = libc::MOUNT_ATTR_RDONLY
+        | libc::MOUNT_ATTR_NOSUID
+        | libc::MOUNT_ATTR_NODEV
+        | libc::MOUNT_ATTR_NOEXEC
+        | libc::MOUNT_ATTR_NODIRATIME
+        | libc::MOUNT_ATTR_NOSYMFOLLOW
+        | libc::MOUNT_ATTR__ATIME;
+    let place = rootfs.resolve(&mount.destination).doing(doing)?;
+    let change = AttributeChange {
+        set: mount.options.attributes.set,
+        clear: ALL & !mount.options.attributes.set | libc::MOUNT_ATTR__ATIME,
+    };
+    change_attributes(&place, change, false).doing(doing)?;
+    change_attributes(&place, mount.options.recursive_attributes, true).doing(doing)?;
+    for &propagation in &mount.options.propagation {
+        set_propagation(&place, propagation).doing(doing)?;
+    }
+    Ok(())
+}
+
+/// A tmpfs has the mode of the directory that it covers, unless it is given one, and with `tmpcopyup` all that is in it.
+fn take_over(covered: &OwnedFd, tree: &OwnedFd, mount: &Mount) -> std::io::Result<()> {
+    let how = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let top = openat(tree, ".", how, Mode::empty())?;
+    let named = |names: &[&str]| {
+        let mut words = mount.options.data.iter();
+        words.any(|(name, _)| names.contains(&name.as_str()))
+    };
+    if mount.options.copy_up {
+        copy_up(covered, &top)?;
+        if !named(&["mode", "uid", "gid"]) {
+            return copy_attributes(covered, top.as_fd());
+        }
+    }
+    if !named(&["mode"]) {
+        fchmod(&top, Mode::from_bits_truncate(fstat(covered)?.st_mode & 0o7777))?;
+    }
+    Ok(())
 }
 
 fn new_file_system(name: &str, mount: &Mount) -> Result<OwnedFd, Failure> {

@@ -7,14 +7,18 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2},
     sched::{CloneFlags, setns, unshare},
     sys::stat::Mode,
-    unistd::sethostname,
+    unistd::{Gid, Uid, setgroups, sethostname, setresgid, setresuid},
 };
 
 use super::failure::{Doing, Failure};
-use crate::{link::Join, oci::Container};
+use crate::{
+    link::Join,
+    oci::{Container, NamespaceSource, Sysctl},
+};
 
 /// The guest's own `/proc`: what is below it is the kernel's, which a container's `/proc` need not be.
 #[derive(Debug)]
@@ -53,6 +57,16 @@ impl GuestProc {
         // One write: the kernel takes what comes with it for the whole value.
         file.write_all(value.as_bytes())
     }
+
+    /// Opens a namespace of the process `pid`.
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub fn open_namespace(&self, pid: i32, name: &str) -> nix::Result<OwnedFd> {
+        let path = format!("{pid}/ns/{name}");
+        let how = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        openat(&self.0, path.as_str(), how, Mode::empty())
+    }
 }
 
 /// Enters the namespaces shared with the pod's first container, but for that of process ids, in which the process has been
@@ -76,6 +90,36 @@ pub fn enter(container: &Container, join: &[(Join, OwnedFd)]) -> Result<(), Fail
     Ok(())
 }
 
+/// Begins the time namespace; the process is in it from the execution of its program on.
+///
+/// # Errors
+/// The kernel refuses the offsets: a clock can't be before its beginning.
+pub fn set_clocks(container: &Container, proc: &GuestProc) -> Result<(), Failure> {
+    if !container.namespaces.time {
+        return Ok(());
+    }
+    // SAFETY: a number alone. The flag has no name in `CloneFlags`.
+    Errno::result(unsafe { libc::unshare(libc::CLONE_NEWTIME) })
+        .doing(|| "linux.namespaces: creating a time namespace")?;
+    let offsets = &container.namespaces.time_offsets;
+    if offsets.is_empty() {
+        return Ok(());
+    }
+    proc.write("self/timens_offsets", &offsets.text())
+        .doing(|| "linux.timeOffsets")
+}
+
+/// Becomes the administrator of the user namespace that the process is in, once that has its mappings.
+///
+/// # Errors
+/// The mappings have no user or group 0.
+pub fn become_administrator() -> Result<(), Failure> {
+    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+    setgroups(&[]).doing(|| "linux.gidMappings: leaving the guest's groups")?;
+    setresgid(gid, gid, gid).doing(|| "linux.gidMappings: becoming group 0 of the container")?;
+    setresuid(uid, uid, uid).doing(|| "linux.uidMappings: becoming user 0 of the container")
+}
+
 /// Sets what belongs to the namespaces.
 ///
 /// # Errors
@@ -89,9 +133,12 @@ pub fn configure(container: &Container, proc: &GuestProc) -> Result<(), Failure>
         let result = unsafe { libc::setdomainname(domainname.as_ptr().cast(), domainname.len()) };
         nix::errno::Errno::result(result).doing(|| "domainname")?;
     }
-    for sysctl in &container.sysctl {
-        proc.write(&format!("sys/{}", sysctl.path.as_str()), &sysctl.value)
-            .doing(|| format!("linux.sysctl[{:?}]", sysctl.name))?;
+    for sysctl in container.sysctl.iter().filter(|sysctl| !is_networks(sysctl)) {
+        set_parameter(sysctl, proc)?;
+    }
+    // The network is the guest's: the administrator of a user namespace may not.
+    if container.namespaces.user == NamespaceSource::Guest {
+        set_network_parameters(container, proc)?;
     }
     Ok(())
 }
@@ -110,4 +157,25 @@ pub fn set_names(hostname: Option<&str>, domainname: Option<&str>) -> Result<(),
         nix::errno::Errno::result(result).doing(|| "domainname")?;
     }
     Ok(())
+}
+
+/// Sets the parameters of the network, in that of the caller.
+///
+/// # Errors
+/// The parameter that the kernel refuses.
+pub fn set_network_parameters(container: &Container, proc: &GuestProc) -> Result<(), Failure> {
+    container
+        .sysctl
+        .iter()
+        .filter(|sysctl| is_networks(sysctl))
+        .try_for_each(|sysctl| set_parameter(sysctl, proc))
+}
+
+fn is_networks(sysctl: &Sysctl) -> bool {
+    sysctl.path.as_str().starts_with("net/")
+}
+
+fn set_parameter(sysctl: &Sysctl, proc: &GuestProc) -> Result<(), Failure> {
+    proc.write(&format!("sys/{}", sysctl.path.as_str()), &sysctl.value)
+        .doing(|| format!("linux.sysctl[{:?}]", sysctl.name))
 }

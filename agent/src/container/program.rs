@@ -24,13 +24,14 @@ use super::{
     channel::{self, Report},
     executable::{self, ExecutableError},
     failure::{Doing, Failure, c_string},
-    privileges,
+    hooks,
+    privileges::{self, Confinement},
     rootfs::kind,
     terminal::Slave,
 };
 use crate::{
     linux::process::close_all_but,
-    oci::{Container, Process},
+    oci::{Container, Hooks, Process},
 };
 
 /// The status of a process that could not become its program. Nobody sees it: the server has been told why.
@@ -70,17 +71,28 @@ pub struct Program {
     path: CString,
     args: Vec<CString>,
     env: Vec<CString>,
+    confinement: Confinement,
+    hooks: Hooks,
 }
 
 impl Program {
+    /// The same, before which the hooks for a container's first process are run.
+    pub fn with_hooks(self, hooks: Hooks) -> Self {
+        Self { hooks, ..self }
+    }
+
     /// Becomes the program.
     ///
     /// # Errors
-    /// execve(2)'s.
-    pub fn execute(&self) -> Result<Infallible, ExecutableError> {
-        execve(&self.path, &self.args, &self.env).map_err(|error| ExecutableError::Execute {
-            path: self.path.to_string_lossy().into_owned(),
-            error,
+    /// Its filter can't be loaded, a hook fails, or execve(2)'s.
+    pub fn execute(&self) -> Result<Infallible, Failure> {
+        self.confinement.apply()?;
+        hooks::start_container(&self.hooks)?;
+        execve(&self.path, &self.args, &self.env).map_err(|error| {
+            Failure::Executable(ExecutableError::Execute {
+                path: self.path.to_string_lossy().into_owned(),
+                error,
+            })
         })
     }
 }
@@ -111,7 +123,7 @@ pub fn prepare(container: &Container, stdio: Stdio, channel: &SeqPacket) -> Resu
     enter_directory(&process.cwd)?;
     let env = environment(process);
     privileges::limit(process)?;
-    privileges::give_up(process)?;
+    let confinement = privileges::give_up(container)?;
     let path = executable::find(&process.args[0], &env)?;
     Ok(Program {
         path,
@@ -121,6 +133,8 @@ pub fn prepare(container: &Container, stdio: Stdio, channel: &SeqPacket) -> Resu
             .map(|text| c_string(text))
             .collect::<Result<_, _>>()?,
         env: env.iter().map(|text| c_string(text)).collect::<Result<_, _>>()?,
+        confinement,
+        hooks: Hooks::default(),
     })
 }
 
@@ -130,12 +144,12 @@ pub fn finish(channel: &SeqPacket, prepared: Result<Program, Failure>) -> ! {
         Ok(program) => match channel::wait_for_start(channel) {
             Ok(true) => {
                 let Err(failure) = program.execute();
-                Some(Report::Refused(failure.to_string()))
+                Some(report(&failure))
             }
             // There is no server any more.
             _ => None,
         },
-        Err(failure) => fail(channel, &failure),
+        Err(failure) => Some(report(&failure)),
     };
     if let Some(report) = report {
         // Nobody is left to hear that this was not heard.
@@ -146,13 +160,16 @@ pub fn finish(channel: &SeqPacket, prepared: Result<Program, Failure>) -> ! {
 
 /// Says why the process can't be made ready, and ends it.
 pub fn fail(channel: &SeqPacket, failure: &Failure) -> ! {
-    let report = match failure {
+    // Nobody is left to hear that this was not heard.
+    let _ = channel.send(&report(failure).encode(), &[]);
+    exit(NOT_STARTED)
+}
+
+fn report(failure: &Failure) -> Report {
+    match failure {
         Failure::Executable(_) | Failure::Refused(_) => Report::Refused(failure.to_string()),
         Failure::System { .. } => Report::Failed(failure.to_string()),
-    };
-    // Nobody is left to hear that this was not heard.
-    let _ = channel.send(&report.encode(), &[]);
-    exit(NOT_STARTED)
+    }
 }
 
 /// Init blocks and ignores signals that a program expects to have their usual effect.
@@ -171,7 +188,11 @@ fn connect_stdio(stdio: Stdio, process: &Process) -> Result<(), Failure> {
     };
     for stream in [&stdin, &stdout, &stderr] {
         if kind(stream).doing(doing)? == SFlag::S_IFIFO {
-            fchown(stream, Some(Uid::from_raw(process.user.uid)), None).doing(doing)?;
+            match fchown(stream, Some(Uid::from_raw(process.user.uid)), None) {
+                // In a user namespace: they were given to the user from outside.
+                Ok(()) | Err(Errno::EPERM) => {}
+                Err(error) => return Err(error).doing(doing),
+            }
         }
     }
     dup2_stdin(stdin).doing(doing)?;

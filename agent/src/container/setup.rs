@@ -1,5 +1,7 @@
 //! The order in which a container's first process becomes ready, waits, and executes its program.
 
+use std::os::fd::{AsFd, OwnedFd};
+
 use sealock_protocol::seqpacket::SeqPacket;
 
 use super::{
@@ -7,14 +9,19 @@ use super::{
     descriptors::{Descriptors, Given, read_plan},
     devices,
     failure::{Doing, Failure},
+    hooks,
     mounts::{self, Share},
     namespaces::{self, GuestProc},
+    outside::Helper,
     privileges,
     program::{self, Program, Stdio},
     root::exchange_root,
     terminal::{self, Slave},
 };
-use crate::{linux::mount, oci::Container};
+use crate::{
+    linux::mount,
+    oci::{Container, NamespaceSource},
+};
 
 /// Becomes the container's first process. Called in a new process, in the cgroup and the new namespaces of the container.
 pub fn run(descriptors: Descriptors) -> ! {
@@ -31,15 +38,30 @@ pub fn run(descriptors: Descriptors) -> ! {
 fn prepare(given: Given, channel: &SeqPacket) -> Result<Program, Failure> {
     program::begin()?;
     let container: Container = read_plan(given.plan)?;
+    let proc = GuestProc::open()?;
+    let help = if container.namespaces.user == NamespaceSource::Guest {
+        None
+    } else {
+        Some(Helper::ask(channel)?)
+    };
+    namespaces::set_clocks(&container, &proc)?;
+    if help.is_some() {
+        namespaces::become_administrator()?;
+    } else {
+        privileges::adjust_oom_score(&container.process, 0, &proc)?;
+    }
     namespaces::enter(&container, &given.join)?;
     drop(given.join);
-    let proc = GuestProc::open()?;
     namespaces::configure(&container, &proc)?;
-    let terminal = enter_root(&container, &proc, channel)?;
-    privileges::adjust_oom_score(&container.process, &proc)?;
+    let helped = help.is_some();
+    let terminal = enter_root(&container, &proc, channel, help)?;
     drop(proc);
+    if !helped {
+        privileges::schedule(&container.process, 0)?;
+    }
     let stdio = Stdio::new(given.stdio, terminal)?;
-    program::prepare(&container, stdio, channel)
+    let program = program::prepare(&container, stdio, channel)?;
+    Ok(program.with_hooks(container.hooks))
 }
 
 /// Builds the container's root file system and makes it the process's. Gives the terminal that was opened in it.
@@ -47,11 +69,13 @@ fn enter_root(
     container: &Container,
     proc: &GuestProc,
     channel: &SeqPacket,
+    help: Option<(Helper<'_>, OwnedFd)>,
 ) -> Result<Option<Slave>, Failure> {
     let share = Share::open()?;
     let rootfs = mounts::attach_root(&share, &container.root.path)?;
-    let read_only_later = mounts::mount_all(&rootfs, &share, &container.mounts)?;
-    devices::create(&rootfs, &container.devices)?;
+    let (helper, staged) = help.unzip();
+    let read_only_later = mounts::mount_all(&rootfs, &share, &container.mounts, helper)?;
+    devices::create(&rootfs, &container.devices, container.own_dev, staged)?;
     // While /dev can still be written to.
     let terminal = match container.process.terminal {
         Some(size) => {
@@ -69,6 +93,7 @@ fn enter_root(
     if container.root.read_only {
         mount::make_read_only(&rootfs, false).doing(|| "root.readonly")?;
     }
+    hooks::create_container(&container.hooks, rootfs.as_fd())?;
     exchange_root(&rootfs)?;
     if let Some(propagation) = container.root.propagation {
         mount::set_propagation(&rootfs, propagation).doing(|| "linux.rootfsPropagation")?;

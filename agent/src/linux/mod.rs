@@ -5,7 +5,10 @@ pub mod capability;
 pub mod mount;
 pub mod process;
 pub mod random;
+pub mod scheduling;
+pub mod seccomp;
 pub mod terminal;
+pub mod user_namespace;
 
 use std::{
     io,

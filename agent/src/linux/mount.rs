@@ -139,6 +139,25 @@ pub fn set_propagation(mount: impl AsFd, propagation: Propagation) -> io::Result
     )
 }
 
+/// Maps the ids of the files of a mount that is nowhere yet, as the user namespace says, and of those below it when
+/// `recursive`.
+///
+/// # Errors
+/// The file system can't be mapped, or the kernel refuses.
+pub fn map_ids(mount: impl AsFd, namespace: impl AsFd, recursive: bool) -> io::Result<()> {
+    set_attributes(
+        mount,
+        recursive,
+        libc::mount_attr {
+            attr_set: libc::MOUNT_ATTR_IDMAP,
+            attr_clr: 0,
+            propagation: 0,
+            // Descriptors are never negative.
+            userns_fd: namespace.as_fd().as_raw_fd() as u64,
+        },
+    )
+}
+
 fn set_attributes(mount: impl AsFd, recursive: bool, attributes: libc::mount_attr) -> io::Result<()> {
     let mut flags = libc::AT_EMPTY_PATH;
     if recursive {

@@ -68,51 +68,54 @@ impl Capabilities {
     /// The number of capabilities there are.
     pub const COUNT: u32 = NAMES.len() as u32;
 
-    /// Reads `process.capabilities`; without it the process has none.
+    /// `CAP_SYS_ADMIN`, as in a set.
+    pub const SYS_ADMIN: u64 = 1 << 21;
+
+    /// Reads `process.capabilities`; without it the process has none. What can't be granted is left out, as the
+    /// specification wants it, and told as `warnings`.
     ///
     /// # Errors
-    /// An unknown name, or sets that the kernel would refuse.
-    pub fn parse(process: &mut Object) -> Result<Self, SpecError> {
+    /// A list that is none.
+    pub fn parse(process: &mut Object, warnings: &mut Vec<String>) -> Result<Self, SpecError> {
         let Some(mut object) = process.object("capabilities")? else {
             return Ok(Self::default());
         };
-        let capabilities = Self {
-            bounding: set(&mut object, "bounding")?,
-            effective: set(&mut object, "effective")?,
-            inheritable: set(&mut object, "inheritable")?,
-            permitted: set(&mut object, "permitted")?,
-            ambient: set(&mut object, "ambient")?,
+        let bounding = set(&mut object, "bounding", warnings)?;
+        let permitted = set(&mut object, "permitted", warnings)?;
+        let mut grant = |name: &str, limit: u64, limit_name: &str| {
+            let wanted = set(&mut object, name, warnings)?;
+            if wanted & !limit != 0 {
+                warnings.push(format!(
+                    "{}: capabilities that are not {limit_name} are left out",
+                    object.field(name)
+                ));
+            }
+            Ok::<_, SpecError>(wanted & limit)
         };
-        if capabilities.effective & !capabilities.permitted != 0 {
-            return Err(SpecError::invalid(
-                object.field("effective"),
-                "holds a capability that is not permitted",
-            ));
-        }
-        if capabilities.ambient & !(capabilities.permitted & capabilities.inheritable) != 0 {
-            return Err(SpecError::invalid(
-                object.field("ambient"),
-                "holds a capability that is not both permitted and inheritable",
-            ));
-        }
+        let effective = grant("effective", permitted, "permitted")?;
+        let inheritable = grant("inheritable", bounding, "in the bounding set")?;
+        let ambient = grant("ambient", permitted & inheritable, "permitted and inheritable")?;
         object.finish()?;
-        Ok(capabilities)
+        Ok(Self {
+            bounding,
+            effective,
+            inheritable,
+            permitted,
+            ambient,
+        })
     }
 }
 
-fn set(object: &mut Object, name: &str) -> Result<u64, SpecError> {
+fn set(object: &mut Object, name: &str, warnings: &mut Vec<String>) -> Result<u64, SpecError> {
     let mut bits = 0;
     for (index, capability) in object.take_texts(name)?.iter().enumerate() {
-        let number = NAMES
-            .iter()
-            .position(|known| known == capability)
-            .ok_or_else(|| {
-                SpecError::invalid(
-                    format!("{}[{index}]", object.field(name)),
-                    format!("no such capability: {capability:?}"),
-                )
-            })?;
-        bits |= 1 << number;
+        match NAMES.iter().position(|known| known == capability) {
+            Some(number) => bits |= 1 << number,
+            None => warnings.push(format!(
+                "{}[{index}]: the guest knows no capability {capability:?}",
+                object.field(name)
+            )),
+        }
     }
     Ok(bits)
 }
@@ -121,36 +124,46 @@ fn set(object: &mut Object, name: &str) -> Result<u64, SpecError> {
 mod tests {
     use super::*;
 
-    fn parse(sets: &str) -> Result<Capabilities, SpecError> {
+    fn parse(sets: &str) -> (Capabilities, Vec<String>) {
         let mut spec =
             Object::parse(format!(r#"{{"process":{{"capabilities":{sets}}}}}"#).as_bytes()).unwrap();
-        Capabilities::parse(&mut spec.object("process").unwrap().unwrap())
+        let mut warnings = Vec::new();
+        let sets = Capabilities::parse(&mut spec.object("process").unwrap().unwrap(), &mut warnings).unwrap();
+        (sets, warnings)
     }
 
     #[test]
     fn names_are_the_kernels_numbers() {
-        let sets = parse(r#"{"bounding":["CAP_CHOWN","CAP_SYS_ADMIN","CAP_CHECKPOINT_RESTORE"]}"#).unwrap();
+        let (sets, warnings) =
+            parse(r#"{"bounding":["CAP_CHOWN","CAP_SYS_ADMIN","CAP_CHECKPOINT_RESTORE"]}"#);
         assert_eq!(sets.bounding, 1 | 1 << 21 | 1 << 40);
         assert_eq!(sets.permitted, 0);
+        assert!(warnings.is_empty());
     }
 
     #[test]
-    fn unknown_names_and_impossible_sets_are_refused() {
-        for (sets, message) in [
+    fn what_cannot_be_granted_is_left_out_and_told() {
+        for (sets, warning) in [
             (
                 r#"{"bounding":["CAP_CHOWN","CAP_FLY"]}"#,
-                r#"process.capabilities.bounding[1]: no such capability: "CAP_FLY""#,
+                r#"process.capabilities.bounding[1]: the guest knows no capability "CAP_FLY""#,
             ),
             (
                 r#"{"effective":["CAP_KILL"]}"#,
-                "process.capabilities.effective: holds a capability that is not permitted",
+                "process.capabilities.effective: capabilities that are not permitted are left out",
+            ),
+            (
+                r#"{"inheritable":["CAP_KILL"]}"#,
+                "process.capabilities.inheritable: capabilities that are not in the bounding set are left out",
             ),
             (
                 r#"{"permitted":["CAP_KILL"],"ambient":["CAP_KILL"]}"#,
-                "process.capabilities.ambient: holds a capability that is not both permitted and inheritable",
+                "process.capabilities.ambient: capabilities that are not permitted and inheritable are left out",
             ),
         ] {
-            assert_eq!(parse(sets).unwrap_err().to_string(), message);
+            let (sets, warnings) = parse(sets);
+            assert_eq!(warnings, [warning]);
+            assert_eq!(sets.effective | sets.ambient | sets.inheritable, 0);
         }
     }
 }

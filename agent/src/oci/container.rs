@@ -1,20 +1,26 @@
 //! The whole specification.
 
+use std::collections::BTreeMap;
+
 use sealock_protocol::guest::MAX_SPEC;
 use serde::{Deserialize, Serialize};
 
 use super::{
     device_cgroup::DeviceRule,
     devices::Device,
+    hooks::Hooks,
     masked_paths::RootedPath,
     mounts::{Mount, MountKind},
     namespaces::{NamespaceSource, Namespaces},
     object::{Object, SpecError},
+    personality::Personality,
     process::Process,
     resources::Setting,
     root::Root,
+    seccomp::Seccomp,
     sysctl::Sysctl,
 };
+use crate::init::SHARE;
 
 /// What the container's own process carries out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,14 +35,22 @@ pub struct Container {
     pub root: Root,
     /// `mounts`.
     pub mounts: Vec<Mount>,
-    /// Device nodes to create; empty when `/dev` is a bind mount, which brings its own.
+    /// Device nodes to create.
     pub devices: Vec<Device>,
+    /// Whether `/dev` is the container's own: a bind mount there brings its own links and default devices.
+    pub own_dev: bool,
     /// `linux.maskedPaths`.
     pub masked_paths: Vec<RootedPath>,
     /// `linux.readonlyPaths`.
     pub readonly_paths: Vec<RootedPath>,
     /// `linux.sysctl`.
     pub sysctl: Vec<Sysctl>,
+    /// `linux.personality`.
+    pub personality: Option<Personality>,
+    /// `linux.seccomp`.
+    pub seccomp: Option<Seccomp>,
+    /// `hooks`.
+    pub hooks: Hooks,
     /// `process`.
     pub process: Process,
 }
@@ -82,12 +96,16 @@ impl Container {
             return Err(SpecError::TooLarge(MAX_SPEC));
         }
         let mut spec = Object::parse(spec)?;
+        let version = version(&mut spec)?;
+        let annotations: BTreeMap<String, String> = spec.take_or_default("annotations")?;
         let mut linux = spec
             .object("linux")?
             .ok_or_else(|| SpecError::invalid("linux", "is missing"))?;
         let namespaces = Namespaces::parse(&mut linux)?;
         let mounts = Mount::parse_all(&mut spec)?;
-        let devices = Device::parse_all(&mut linux)?;
+        check_id_maps(&mounts, &namespaces)?;
+        let own_dev = own_dev(&mounts);
+        let devices = Device::parse_all(&mut linux, own_dev)?;
         let mut resources = linux.object("resources")?;
         let limits = Limits {
             devices: DeviceRule::parse_all(resources.as_mut())?,
@@ -99,28 +117,39 @@ impl Container {
         if let Some(resources) = resources {
             resources.finish()?;
         }
+        let root = Root::parse(&mut spec, &mut linux)?;
+        let bundle = format!("{SHARE}/{}", root.path.parent());
         let container = Self {
             hostname: name(&mut spec, "hostname", &namespaces)?,
             domainname: name(&mut spec, "domainname", &namespaces)?,
-            root: Root::parse(&mut spec, &mut linux)?,
-            devices: match dev_mount(&mounts)? {
-                MountKind::Bind { .. } | MountKind::Volume(_) => Vec::new(),
-                MountKind::FileSystem { .. } => devices,
-            },
+            root,
+            devices,
+            own_dev,
             mounts,
             masked_paths: RootedPath::parse_all(&mut linux, "maskedPaths")?,
             readonly_paths: RootedPath::parse_all(&mut linux, "readonlyPaths")?,
             sysctl: Sysctl::parse_all(&mut linux, &namespaces)?,
+            personality: Personality::parse(&mut linux)?,
+            seccomp: Seccomp::parse(&mut linux)?,
+            hooks: Hooks::parse(&mut spec, &version, &bundle, annotations)?,
             process: Process::parse(&mut spec)?,
             namespaces,
         };
         // The host's place for the pod in its own hierarchy; the guest's cgroups are named by container.
-        linux.ignore("cgroupsPath");
+        linux.take_text("cgroupsPath")?;
+        linux.refuse("mountLabel", "the guest has no SELinux")?;
+        linux.refuse("intelRdt", "the guest has no control over the host's caches")?;
+        linux.refuse(
+            "netDevices",
+            "the host's network devices can't be moved into a microVM",
+        )?;
         linux.finish()?;
-        // Every version of the 1.x series is read alike: what is unknown is refused by its field.
-        spec.ignore("ociVersion");
-        // Meant for the runtime's own use, and the host has made its use of them.
-        spec.ignore("annotations");
+        for name in ["solaris", "windows", "vm", "zos", "freebsd"] {
+            spec.refuse(
+                name,
+                "the container is one of Linux, in a microVM of Sealock's own",
+            )?;
+        }
         spec.finish()?;
         Ok((container, limits))
     }
@@ -150,14 +179,56 @@ pub(super) fn name(
     Ok(Some(name))
 }
 
-/// What is mounted at `/dev`: device nodes are made in memory, never among the files of the image.
-fn dev_mount(mounts: &[Mount]) -> Result<&MountKind, SpecError> {
-    mounts
+/// Whether nothing of somebody else's is mounted at `/dev`.
+fn own_dev(mounts: &[Mount]) -> bool {
+    let dev = mounts
         .iter()
         .rev()
-        .find(|mount| mount.destination.trim_end_matches('/') == "/dev")
-        .map(|mount| &mount.kind)
-        .ok_or_else(|| SpecError::invalid("mounts", "nothing is mounted at /dev"))
+        .find(|mount| mount.destination.trim_end_matches('/') == "/dev" && mount.kind != MountKind::Present);
+    !dev.is_some_and(|mount| matches!(mount.kind, MountKind::Bind { .. } | MountKind::Volume(_)))
+}
+
+/// The specification's version. All of the 1.x series are read alike: what is unknown is refused by its field.
+fn version(spec: &mut Object) -> Result<String, SpecError> {
+    let version = spec
+        .take_text("ociVersion")?
+        .ok_or_else(|| SpecError::invalid("ociVersion", "is missing"))?;
+    if version.starts_with("1.") {
+        Ok(version)
+    } else {
+        Err(SpecError::invalid(
+            "ociVersion",
+            format!("{version:?} is not of the series 1.x"),
+        ))
+    }
+}
+
+/// A mount whose ids are mapped without saying how is mapped as the container is.
+fn check_id_maps(mounts: &[Mount], namespaces: &Namespaces) -> Result<(), SpecError> {
+    for mount in mounts {
+        let field = || format!("{}.uidMappings", mount.field);
+        if mount.options.id_map.is_none() {
+            continue;
+        }
+        match (&mount.id_mappings, namespaces.user) {
+            (None, NamespaceSource::Guest) => {
+                return Err(SpecError::invalid(
+                    field(),
+                    "is missing, and the container has no user namespace to take it from",
+                ));
+            }
+            (Some(mappings), NamespaceSource::New | NamespaceSource::Sandbox)
+                if *mappings != namespaces.id_mappings =>
+            {
+                return Err(SpecError::refused(
+                    field(),
+                    "can't differ from linux.uidMappings in a container with a user namespace",
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -210,30 +281,21 @@ mod tests {
     #[test]
     fn each_field_that_is_not_carried_out_is_refused_by_name() {
         for (pointer, value) in [
-            ("process.apparmorProfile", json!("cri-containerd.apparmor.d")),
+            ("process.commandLine", json!("cmd.exe")),
             ("process.selinuxLabel", json!("system_u:system_r:container_t:s0")),
-            ("process.ioPriority", json!({"class": "IOPRIO_CLASS_IDLE"})),
-            ("process.scheduler", json!({"policy": "SCHED_FIFO"})),
-            ("process.execCPUAffinity", json!({"initial": "0"})),
-            ("linux.seccomp", json!({"defaultAction": "SCMP_ACT_ERRNO"})),
-            (
-                "linux.uidMappings",
-                json!([{"containerID": 0, "hostID": 1000, "size": 1}]),
-            ),
-            (
-                "linux.gidMappings",
-                json!([{"containerID": 0, "hostID": 1000, "size": 1}]),
-            ),
-            ("linux.timeOffsets", json!({"monotonic": {"secs": 1}})),
+            ("process.user.username", json!("app")),
             ("linux.intelRdt", json!({"closID": "x"})),
-            ("linux.personality", json!({"domain": "LINUX32"})),
             ("linux.mountLabel", json!("x")),
             ("linux.netDevices", json!({"eth0": {"name": "eth1"}})),
             ("linux.memoryPolicy", json!({"mode": "MPOL_BIND"})),
             ("linux.resources.rdma", json!({"mlx5_1": {"hcaHandles": 3}})),
-            ("linux.resources.blockIO", json!({"weight": 100})),
-            ("hooks", json!({"prestart": [{"path": "/bin/true"}]})),
+            ("linux.resources.network", json!({"classID": 1})),
+            ("hooks.prestart", json!([{"path": "/bin/true"}])),
             ("windows", json!({"layerFolders": ["x"]})),
+            ("solaris", json!({"milestone": "x"})),
+            ("vm", json!({"kernel": {"path": "/x"}})),
+            ("zos", json!({"namespaces": [{"type": "ipc"}]})),
+            ("future", json!(1)),
         ] {
             let mut spec = usual();
             let mut place = &mut spec;
@@ -241,11 +303,70 @@ mod tests {
                 place = &mut place[part];
             }
             *place = value;
-            assert_eq!(
-                parse(&spec).unwrap_err().to_string(),
-                format!("{pointer} is not supported yet")
+            let error = parse(&spec).unwrap_err();
+            assert!(matches!(error, SpecError::Unsupported(_)), "{error}");
+            let error = error.to_string();
+            assert!(
+                error.starts_with(&format!("{pointer} is not supported")),
+                "{error}"
             );
         }
+    }
+
+    #[test]
+    fn a_profile_that_somebody_chose_is_refused_and_an_engines_own_is_told_of() {
+        let mut spec = usual();
+        spec["process"]["apparmorProfile"] = json!("cri-containerd.apparmor.d");
+        let warnings = parse(&spec).unwrap().0.process.warnings;
+        assert_eq!(
+            warnings,
+            [
+                r#"process.apparmorProfile: "cri-containerd.apparmor.d" is not applied: the microVM stands for it"#
+            ]
+        );
+        spec["process"]["apparmorProfile"] = json!("mine");
+        assert_eq!(
+            parse(&spec).unwrap_err().to_string(),
+            r#"process.apparmorProfile: "mine" can't be applied: the guest has no AppArmor"#
+        );
+    }
+
+    #[test]
+    fn a_bound_dev_brings_its_own_and_gets_only_what_is_asked_for() {
+        let mut spec = usual();
+        spec["linux"]["devices"] = json!([{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}]);
+        assert_eq!(parse(&spec).unwrap().0.devices.len(), 7);
+        spec["mounts"][1] = json!({"destination": "/dev/", "type": "bind", "source": "c1/mounts/0"});
+        let container = parse(&spec).unwrap().0;
+        assert_eq!(container.devices.len(), 1);
+        assert!(!container.own_dev);
+        spec["mounts"] = json!([]);
+        assert_eq!(parse(&spec).unwrap().0.devices.len(), 7);
+    }
+
+    #[test]
+    fn ids_are_mapped_as_the_mount_or_the_container_says() {
+        let ranges = |host: u32| json!([{"containerID": 0, "hostID": host, "size": 10}]);
+        let mut spec = usual();
+        spec["mounts"] = json!([{"destination": "/x", "type": "bind", "source": "a", "options": ["idmap"]}]);
+        assert_eq!(
+            parse(&spec).unwrap_err().to_string(),
+            "mounts[0].uidMappings: is missing, and the container has no user namespace to take it from"
+        );
+        spec["linux"]["namespaces"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({"type": "user"}));
+        spec["linux"]["uidMappings"] = ranges(1000);
+        spec["linux"]["gidMappings"] = ranges(1000);
+        parse(&spec).unwrap();
+        spec["mounts"][0]["uidMappings"] = ranges(2000);
+        spec["mounts"][0]["gidMappings"] = ranges(2000);
+        let error = parse(&spec).unwrap_err().to_string();
+        assert!(
+            error.starts_with("mounts[0].uidMappings: can't differ"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -267,7 +388,12 @@ mod tests {
                 json!("/var/lib/rootfs"),
                 r#"root.path: "/var/lib/rootfs" is not a relative path below the file share"#,
             ),
-            ("/mounts", json!([]), "mounts: nothing is mounted at /dev"),
+            (
+                "/ociVersion",
+                json!("2.0.0"),
+                r#"ociVersion: "2.0.0" is not of the series 1.x"#,
+            ),
+            ("/ociVersion", json!(null), "ociVersion: is missing"),
             (
                 "/linux/maskedPaths",
                 json!(["proc"]),

@@ -51,17 +51,18 @@ pub const DEFAULT: [(&str, u32, u32); 6] = [
 ];
 
 impl Device {
-    /// Reads `linux.devices` and adds the defaults that it does not name.
+    /// Reads `linux.devices` and adds, if asked, the defaults that it does not name.
     ///
     /// # Errors
     /// A device of an unknown type, or outside of what a device number can hold.
-    pub fn parse_all(linux: &mut Object) -> Result<Vec<Self>, SpecError> {
+    pub fn parse_all(linux: &mut Object, with_defaults: bool) -> Result<Vec<Self>, SpecError> {
         let mut devices = linux
             .objects("devices")?
             .into_iter()
             .map(Self::parse)
             .collect::<Result<Vec<_>, _>>()?;
-        for (path, major, minor) in DEFAULT {
+        let defaults = if with_defaults { &DEFAULT[..] } else { &[] };
+        for &(path, major, minor) in defaults {
             if !devices.iter().any(|device| device.path == path) {
                 devices.push(Self {
                     path: path.to_owned(),
@@ -134,7 +135,8 @@ mod tests {
     use super::*;
 
     fn parse(list: &str) -> Result<Vec<Device>, SpecError> {
-        Device::parse_all(&mut Object::parse(format!(r#"{{"devices":{list}}}"#).as_bytes()).unwrap())
+        let text = format!(r#"{{"devices":{list}}}"#);
+        Device::parse_all(&mut Object::parse(text.as_bytes()).unwrap(), true)
     }
 
     #[test]

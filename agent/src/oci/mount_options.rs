@@ -80,11 +80,17 @@ pub struct MountOptions {
     pub propagation: Vec<Propagation>,
     /// `bind` or `rbind`, the latter being recursive.
     pub bind: Option<Bind>,
+    /// `idmap`, or `ridmap` for the mounts below too.
+    pub id_map: Option<Bind>,
+    /// Whether a new tmpfs begins with a copy of what it covers (`tmpcopyup`).
+    pub copy_up: bool,
+    /// Whether it is what is mounted there already that is changed.
+    pub remount: bool,
     /// Words for the file system: a name, and a value if there was a `=`.
     pub data: Vec<(String, Option<String>)>,
 }
 
-/// How much of a tree a bind mount shows.
+/// How much of a tree is meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bind {
@@ -97,15 +103,9 @@ pub enum Bind {
 /// Words that name a state which is the default and cannot be otherwise.
 const WITHOUT_EFFECT: [&str; 3] = ["defaults", "loud", "silent"];
 
-/// Words that need a mechanism Sealock does not have yet.
-const UNSUPPORTED: [&str; 4] = ["remount", "tmpcopyup", "idmap", "ridmap"];
-
 impl MountOptions {
     /// Reads the words in their order, a later one overriding an earlier one.
-    ///
-    /// # Errors
-    /// The word that is known but not supported.
-    pub fn parse(words: &[String]) -> Result<Self, &str> {
+    pub fn parse(words: &[String]) -> Self {
         let mut options = Self::default();
         for word in words {
             if let Some(attribute) = attribute(word) {
@@ -114,8 +114,14 @@ impl MountOptions {
                 options.recursive_attributes.apply(attribute);
             } else if let Some(propagation) = Propagation::parse(word) {
                 options.propagation.push(propagation);
-            } else if UNSUPPORTED.contains(&word.as_str()) {
-                return Err(word);
+            } else if word == "remount" {
+                options.remount = true;
+            } else if word == "tmpcopyup" {
+                options.copy_up = true;
+            } else if word == "idmap" {
+                options.id_map.get_or_insert(Bind::One);
+            } else if word == "ridmap" {
+                options.id_map = Some(Bind::Recursive);
             } else if word == "bind" {
                 options.bind.get_or_insert(Bind::One);
             } else if word == "rbind" {
@@ -127,7 +133,7 @@ impl MountOptions {
                 });
             }
         }
-        Ok(options)
+        options
     }
 }
 
@@ -167,7 +173,7 @@ mod tests {
 
     fn parse(words: &[&str]) -> MountOptions {
         let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
-        MountOptions::parse(&words).unwrap()
+        MountOptions::parse(&words)
     }
 
     #[test]
@@ -236,9 +242,9 @@ mod tests {
     }
 
     #[test]
-    fn known_words_without_a_mechanism_are_refused() {
-        for word in UNSUPPORTED {
-            assert_eq!(MountOptions::parse(&[word.to_owned()]), Err(word));
-        }
+    fn words_for_more_than_attributes_are_understood() {
+        let options = parse(&["ridmap", "idmap", "tmpcopyup", "remount"]);
+        assert_eq!(options.id_map, Some(Bind::Recursive));
+        assert!(options.copy_up && options.remount && options.data.is_empty());
     }
 }

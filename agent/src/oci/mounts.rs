@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
+    id_mappings::IdMappings,
     mount_options::{Bind, MountOptions},
     object::{Object, SpecError},
     share_path::SharePath,
@@ -20,6 +21,8 @@ pub struct Mount {
     pub kind: MountKind,
     /// How. For a bind mount without [`MountOptions::data`].
     pub options: MountOptions,
+    /// `uidMappings` and `gidMappings`; without them [`MountOptions::id_map`] means those of the container.
+    pub id_mappings: Option<IdMappings>,
 }
 
 /// What a mount shows.
@@ -40,6 +43,8 @@ pub enum MountKind {
         /// The kernel's name for it.
         name: String,
     },
+    /// What is mounted there already.
+    Present,
 }
 
 /// The file systems that need no source. Others would be given a block device or a host's path.
@@ -72,17 +77,23 @@ impl Mount {
         let source = mount.take_text("source")?;
         let kind = mount.take_text("type")?.unwrap_or_default();
         let words = mount.take_texts("options")?;
-        let mut options = MountOptions::parse(&words)
-            .map_err(|word| SpecError::Unsupported(format!("{} {word:?}", mount.field("options"))))?;
+        let mut options = MountOptions::parse(&words);
+        let id_mappings = IdMappings::parse(&mut mount)?;
+        if id_mappings.is_some() {
+            options.id_map.get_or_insert(Bind::One);
+        }
         let bind = options.bind.or((kind == "bind").then_some(Bind::One));
         let volume = Volume::parse(&mount, &kind, source.as_deref(), &mut options)?;
         let kind = if let Some(volume) = volume {
-            Self::check_bind_options(&mount, &options)?;
+            Self::check_without_file_system(&mount, &options, "a bind mount")?;
             MountKind::Volume(volume)
+        } else if options.remount {
+            Self::check_without_file_system(&mount, &options, "a remount")?;
+            MountKind::Present
         } else if let Some(bind) = bind {
             let source = source
                 .ok_or_else(|| SpecError::invalid(mount.field("source"), "is missing for a bind mount"))?;
-            Self::check_bind_options(&mount, &options)?;
+            Self::check_without_file_system(&mount, &options, "a bind mount")?;
             MountKind::Bind {
                 source: SharePath::parse(&mount.field("source"), source)?,
                 bind,
@@ -95,27 +106,39 @@ impl Mount {
         } else if FILE_SYSTEMS.contains(&kind.as_str()) {
             MountKind::FileSystem { name: kind }
         } else {
-            return Err(SpecError::Unsupported(format!(
+            return Err(SpecError::unsupported(format!(
                 "{} {kind:?}",
                 mount.field("type")
             )));
         };
+        if options.copy_up && !matches!(&kind, MountKind::FileSystem { name } if name == "tmpfs") {
+            return Err(SpecError::invalid(
+                mount.field("options"),
+                "\"tmpcopyup\" is for a tmpfs",
+            ));
+        }
         mount.finish()?;
         Ok(Self {
             field,
             destination,
             options: match kind {
-                MountKind::Bind { .. } | MountKind::Volume(_) => MountOptions {
+                MountKind::Bind { .. } | MountKind::Volume(_) | MountKind::Present => MountOptions {
                     data: Vec::new(),
                     ..options
                 },
                 MountKind::FileSystem { .. } => options,
             },
+            id_mappings,
             kind,
         })
     }
 
-    fn check_bind_options(mount: &Object, options: &MountOptions) -> Result<(), SpecError> {
+    /// What makes no file system has no words for one.
+    fn check_without_file_system(
+        mount: &Object,
+        options: &MountOptions,
+        what: &str,
+    ) -> Result<(), SpecError> {
         let other = options
             .data
             .iter()
@@ -128,7 +151,7 @@ impl Mount {
                 };
                 Err(SpecError::invalid(
                     mount.field("options"),
-                    format!("{word:?} can't be applied to a bind mount"),
+                    format!("{word:?} can't be applied to {what}"),
                 ))
             }
             None => Ok(()),
@@ -201,19 +224,19 @@ mod tests {
         for (mount, message) in [
             (
                 r#"{"destination":"/x","type":"ext4","source":"/dev/sda"}"#,
-                r#"mounts[0].type "ext4" is not supported yet"#,
+                r#"mounts[0].type "ext4" is not supported"#,
             ),
             (
                 r#"{"destination":"/x","type":"bind","source":"a","options":["sync"]}"#,
                 r#"mounts[0].options: "sync" can't be applied to a bind mount"#,
             ),
             (
-                r#"{"destination":"/x","type":"tmpfs","options":["tmpcopyup"]}"#,
-                r#"mounts[0].options "tmpcopyup" is not supported yet"#,
+                r#"{"destination":"/x","type":"mqueue","options":["tmpcopyup"]}"#,
+                r#"mounts[0].options: "tmpcopyup" is for a tmpfs"#,
             ),
             (
                 r#"{"destination":"/x/../..//","type":"bind","source":"a","uidMappings":[{"size":1}]}"#,
-                "mounts[0].uidMappings is not supported yet",
+                "mounts[0].gidMappings: is missing beside uidMappings",
             ),
             (
                 r#"{"destination":"/./..","type":"tmpfs"}"#,

@@ -2,7 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::object::{Object, SpecError};
+use super::{
+    id_mappings::IdMappings,
+    object::{Object, SpecError},
+    time_offsets::TimeOffsets,
+};
 
 /// Where a namespace comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,13 +33,22 @@ pub struct Namespaces {
     pub uts: NamespaceSource,
     /// Whether the container sees its own cgroup as the root.
     pub cgroup: bool,
+    /// Users and groups.
+    pub user: NamespaceSource,
+    /// `linux.uidMappings` and `gidMappings`, when the user namespace is not the guest's.
+    pub id_mappings: IdMappings,
+    /// Whether it has clocks of its own.
+    pub time: bool,
+    /// How far they are from the guest's.
+    pub time_offsets: TimeOffsets,
 }
 
 impl Namespaces {
-    /// Reads `linux.namespaces`.
+    /// Reads `linux.namespaces`, `uidMappings`, `gidMappings` and `timeOffsets`.
     ///
     /// # Errors
-    /// A namespace is listed twice, is unknown, or is one that Sealock does not create or join.
+    /// A namespace is listed twice, is unknown, or is one that Sealock does not create or join; values for a namespace that is
+    /// not listed.
     pub fn parse(linux: &mut Object) -> Result<Self, SpecError> {
         let mut namespaces = Self::default();
         let mut seen = Vec::new();
@@ -56,17 +69,16 @@ impl Namespaces {
                 "pid" => namespaces.pid = source,
                 "ipc" => namespaces.ipc = source,
                 "uts" => namespaces.uts = source,
+                "user" if path.is_none() => namespaces.user = source,
                 "cgroup" if path.is_none() => namespaces.cgroup = true,
+                "time" if path.is_none() => namespaces.time = true,
                 "mount" if path.is_none() => {}
                 // The microVM is the network namespace, and the host has connected it.
                 "network" => {}
-                "cgroup" | "mount" => {
-                    return Err(SpecError::Unsupported(format!(
+                "cgroup" | "mount" | "time" | "user" => {
+                    return Err(SpecError::unsupported(format!(
                         "{place}.path of the {kind} namespace"
                     )));
-                }
-                "user" | "time" => {
-                    return Err(SpecError::Unsupported(format!("{place}.type {kind:?}")));
                 }
                 _ => {
                     return Err(SpecError::invalid(
@@ -81,6 +93,30 @@ impl Namespaces {
             return Err(SpecError::invalid(
                 linux.field("namespaces"),
                 "a container needs a mount namespace",
+            ));
+        }
+        let mappings = IdMappings::parse(linux)?;
+        match (namespaces.user, mappings) {
+            (NamespaceSource::Guest, None) => {}
+            (NamespaceSource::Guest, Some(_)) => {
+                return Err(SpecError::invalid(
+                    linux.field("uidMappings"),
+                    "needs a user namespace in linux.namespaces",
+                ));
+            }
+            (_, Some(mappings)) => namespaces.id_mappings = mappings,
+            (_, None) => {
+                return Err(SpecError::invalid(
+                    linux.field("uidMappings"),
+                    "is missing for a user namespace",
+                ));
+            }
+        }
+        namespaces.time_offsets = TimeOffsets::parse(linux)?;
+        if !namespaces.time && !namespaces.time_offsets.is_empty() {
+            return Err(SpecError::invalid(
+                linux.field("timeOffsets"),
+                "needs a time namespace in linux.namespaces",
             ));
         }
         Ok(namespaces)
@@ -111,6 +147,7 @@ mod tests {
                 ipc: NamespaceSource::Sandbox,
                 uts: NamespaceSource::Guest,
                 cgroup: true,
+                ..Namespaces::default()
             }
         );
     }
@@ -120,15 +157,15 @@ mod tests {
         for (list, message) in [
             (
                 r#"[{"type":"mount"},{"type":"user"}]"#,
-                r#"linux.namespaces[1].type "user" is not supported yet"#,
+                "linux.uidMappings: is missing for a user namespace",
             ),
             (
-                r#"[{"type":"time"}]"#,
-                r#"linux.namespaces[0].type "time" is not supported yet"#,
+                r#"[{"type":"time","path":"/proc/7/ns/time"}]"#,
+                "linux.namespaces[0].path of the time namespace is not supported",
             ),
             (
                 r#"[{"type":"mount","path":"/x"}]"#,
-                "linux.namespaces[0].path of the mount namespace is not supported yet",
+                "linux.namespaces[0].path of the mount namespace is not supported",
             ),
             (
                 r#"[{"type":"pid"}]"#,
@@ -144,6 +181,36 @@ mod tests {
             ),
         ] {
             assert_eq!(parse(list).unwrap_err().to_string(), message);
+        }
+    }
+
+    fn parse_linux(linux: &str) -> Result<Namespaces, SpecError> {
+        Namespaces::parse(&mut Object::parse(linux.as_bytes()).unwrap())
+    }
+
+    const RANGE: &str = r#"[{"containerID":0,"hostID":1000,"size":10}]"#;
+
+    #[test]
+    fn mappings_and_offsets_need_their_namespaces() {
+        let user = parse_linux(&format!(
+            r#"{{"namespaces":[{{"type":"mount"}},{{"type":"user"}},{{"type":"time"}}],
+                "uidMappings":{RANGE},"gidMappings":{RANGE},"timeOffsets":{{"boottime":{{"secs":5}}}}}}"#
+        ))
+        .unwrap();
+        assert_eq!(user.user, NamespaceSource::New);
+        assert_eq!(user.id_mappings.users[0].outside, 1000);
+        for (fields, message) in [
+            (
+                format!(r#""uidMappings":{RANGE},"gidMappings":{RANGE}"#),
+                "uidMappings: needs a user namespace in linux.namespaces",
+            ),
+            (
+                r#""timeOffsets":{"boottime":{"secs":5}}"#.to_owned(),
+                "timeOffsets: needs a time namespace in linux.namespaces",
+            ),
+        ] {
+            let text = format!(r#"{{"namespaces":[{{"type":"mount"}}],{fields}}}"#);
+            assert_eq!(parse_linux(&text).unwrap_err().to_string(), message);
         }
     }
 }

@@ -20,8 +20,8 @@ pub enum SpecError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A field, or a value of a field, that Sealock does not carry out in this version.
-    #[error("{0} is not supported yet")]
+    /// A field, or a value of a field, that Sealock does not carry out. With the reason where there is more to say.
+    #[error("{0}")]
     Unsupported(String),
 }
 
@@ -32,6 +32,16 @@ impl SpecError {
             field: field.into(),
             reason: reason.into(),
         }
+    }
+
+    /// `what`, a field or a value of a field, is not carried out.
+    pub fn unsupported(what: impl AsRef<str>) -> Self {
+        Self::Unsupported(format!("{} is not supported", what.as_ref()))
+    }
+
+    /// The value of `field` is not carried out, for a reason that says so.
+    pub fn refused(field: impl AsRef<str>, reason: impl AsRef<str>) -> Self {
+        Self::Unsupported(format!("{}: {}", field.as_ref(), reason.as_ref()))
     }
 }
 
@@ -153,6 +163,20 @@ impl Object {
             .collect())
     }
 
+    /// Refuses the field `name` if it is set.
+    ///
+    /// # Errors
+    /// [`SpecError::Unsupported`] with the reason.
+    pub fn refuse(&mut self, name: &str, reason: &str) -> Result<(), SpecError> {
+        match self.fields.remove(name) {
+            Some(value) if is_set(&value) => Err(SpecError::Unsupported(format!(
+                "{} is not supported: {reason}",
+                self.field(name)
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Leaves the field `name` unread on purpose: it asks nothing of the guest.
     pub fn ignore(&mut self, name: &str) {
         self.fields.remove(name);
@@ -164,7 +188,7 @@ impl Object {
     /// [`SpecError::Unsupported`] with the first such field.
     pub fn finish(self) -> Result<(), SpecError> {
         match self.fields.iter().find(|(_, value)| is_set(value)) {
-            Some((name, _)) => Err(SpecError::Unsupported(self.field(name))),
+            Some((name, _)) => Err(SpecError::unsupported(self.field(name))),
             None => Ok(()),
         }
     }
@@ -192,7 +216,7 @@ mod tests {
         let linux = spec.object("linux").unwrap().unwrap();
         assert_eq!(
             linux.finish().unwrap_err().to_string(),
-            "linux.future is not supported yet"
+            "linux.future is not supported"
         );
     }
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     container::{Limits, name},
-    namespaces::Namespaces,
+    namespaces::{NamespaceSource, Namespaces},
     object::{Object, SpecError},
     sysctl::Sysctl,
 };
@@ -37,6 +37,17 @@ impl Pause {
             .object("linux")?
             .ok_or_else(|| SpecError::invalid("linux", "is missing"))?;
         let namespaces = Namespaces::parse(&mut linux)?;
+        for (name, kind, asked) in [
+            ("uidMappings", "user", namespaces.user != NamespaceSource::Guest),
+            ("timeOffsets", "time", namespaces.time),
+        ] {
+            if asked {
+                return Err(SpecError::refused(
+                    linux.field(name),
+                    format!("a pod's containers can't share a {kind} namespace"),
+                ));
+            }
+        }
         let limits = Limits::parse(&mut linux)?;
         let pause = Self {
             hostname: name(&mut spec, "hostname", &namespaces)?,

@@ -5,8 +5,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     capabilities::Capabilities,
+    cpu_list::ExecAffinity,
     object::{Object, SpecError},
     rlimits::Rlimit,
+    scheduler::{IoPriority, Scheduler},
     terminal::TerminalSize,
     user::User,
 };
@@ -32,6 +34,14 @@ pub struct Process {
     pub terminal: Option<TerminalSize>,
     /// -1000 to 1000; `None` leaves the guest's.
     pub oom_score_adj: Option<i16>,
+    /// How it is scheduled; `None` as init is.
+    pub scheduler: Option<Scheduler>,
+    /// Its place among those that wait for block devices.
+    pub io_priority: Option<IoPriority>,
+    /// Where it runs, if it joins a container.
+    pub exec_affinity: ExecAffinity,
+    /// What of the specification can't be granted although nothing fails for it, in words for a log.
+    pub warnings: Vec<String>,
 }
 
 impl Process {
@@ -86,18 +96,52 @@ impl Process {
                 "is not between -1000 and 1000",
             ));
         }
+        let mut warnings = Vec::new();
+        check_labels(&mut process, &mut warnings)?;
         let parsed = Self {
             args,
             env,
             cwd,
             user: User::parse(&mut process)?,
-            capabilities: Capabilities::parse(&mut process)?,
+            capabilities: Capabilities::parse(&mut process, &mut warnings)?,
             rlimits: Rlimit::parse_all(&mut process)?,
             no_new_privileges: process.take_or_default("noNewPrivileges")?,
             terminal: TerminalSize::parse(&mut process)?,
             oom_score_adj,
+            scheduler: Scheduler::parse(&mut process)?,
+            io_priority: IoPriority::parse(&mut process)?,
+            exec_affinity: ExecAffinity::parse(&mut process)?,
+            warnings,
         };
         process.finish()?;
         Ok(parsed)
     }
+}
+
+/// The profiles that container engines ask for by themselves wherever the host has AppArmor. They keep a container away from
+/// the kernel of its host, which is what the microVM does.
+const ENGINES_PROFILES: [&str; 4] = [
+    "unconfined",
+    "cri-containerd.apparmor.d",
+    "docker-default",
+    "nerdctl-default",
+];
+
+/// The guest has no AppArmor and no SELinux. A profile that somebody has chosen would be missed.
+fn check_labels(process: &mut Object, warnings: &mut Vec<String>) -> Result<(), SpecError> {
+    if let Some(profile) = process.take_text("apparmorProfile")? {
+        let field = process.field("apparmorProfile");
+        if !ENGINES_PROFILES.contains(&profile.as_str()) {
+            return Err(SpecError::refused(
+                field,
+                format!("{profile:?} can't be applied: the guest has no AppArmor"),
+            ));
+        }
+        if profile != "unconfined" {
+            warnings.push(format!(
+                "{field}: {profile:?} is not applied: the microVM stands for it"
+            ));
+        }
+    }
+    process.refuse("selinuxLabel", "the guest has no SELinux")
 }

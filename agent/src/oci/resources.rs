@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::object::{Object, SpecError};
+use super::{
+    block_io,
+    cpu_list::CpuList,
+    object::{Object, SpecError},
+};
 
 /// A value for a file of the container's cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +19,8 @@ pub struct Setting {
     pub value: String,
     /// Whether the limit is kept without the file too.
     pub optional: bool,
+    /// Whether a limit below what is used already is refused, instead of enforced at once.
+    pub check_usage: bool,
 }
 
 impl Setting {
@@ -36,25 +42,17 @@ impl Setting {
             }
             pids.finish()?;
         }
-        for mut item in resources.objects("hugepageLimits")? {
-            let size = item.take_text("pageSize")?.unwrap_or_default();
-            let number = size.trim_end_matches(['K', 'M', 'G', 'B']);
-            if number.is_empty()
-                || number.len() == size.len()
-                || !number.bytes().all(|byte| byte.is_ascii_digit())
-            {
-                return Err(SpecError::invalid(
-                    item.field("pageSize"),
-                    format!("{size:?} is not a size like 2MB"),
-                ));
-            }
-            let limit: u64 = item.take_or_default("limit")?;
-            settings.push(Self::new(
-                item.field("limit"),
-                &format!("hugetlb.{size}.max"),
-                limit.to_string(),
-            ));
-            item.finish()?;
+        if let Some(block_io) = resources.object("blockIO")? {
+            block_io::parse(block_io, &mut settings)?;
+        }
+        for item in resources.objects("hugepageLimits")? {
+            parse_huge_pages(item, &mut settings)?;
+        }
+        for (name, reason) in [
+            ("network", "cgroup v2 has no network classes and priorities"),
+            ("rdma", "the guest has no RDMA devices"),
+        ] {
+            resources.refuse(name, reason)?;
         }
         let unified: BTreeMap<String, String> = resources.take_or_default("unified")?;
         for (file, value) in unified {
@@ -66,17 +64,25 @@ impl Setting {
             if !plain || !file.contains('.') || file.starts_with('.') || file.starts_with("cgroup.") {
                 return Err(SpecError::invalid(field, "is not a file of a controller"));
             }
+            if file == "cpuset.cpus" && CpuList::parse(&value).is_none() {
+                return Err(SpecError::invalid(
+                    field,
+                    format!("{value:?} is not a list of processors like 0-3,7"),
+                ));
+            }
             settings.push(Self::new(field, &file, value));
         }
         Ok(settings)
     }
 
-    fn new(field: String, file: &str, value: impl Into<String>) -> Self {
+    /// A value for the file that must be there.
+    pub fn new(field: String, file: &str, value: impl Into<String>) -> Self {
         Self {
             field,
             file: file.to_owned(),
             value: value.into(),
             optional: false,
+            check_usage: false,
         }
     }
 }
@@ -122,11 +128,65 @@ fn parse_memory(mut memory: Object, settings: &mut Vec<Setting>) -> Result<(), S
         });
     }
     if let Some(bytes) = bytes {
-        settings.push(Setting::new(memory.field("limit"), "memory.max", bytes));
+        settings.push(Setting {
+            check_usage: memory.take_or_default("checkBeforeUpdate")?,
+            ..Setting::new(memory.field("limit"), "memory.max", bytes)
+        });
+    }
+    memory.ignore("checkBeforeUpdate");
+    let swappiness: Option<u64> = memory.take("swappiness")?;
+    if swappiness.is_some_and(|swappiness| swappiness > 100) {
+        return Err(SpecError::invalid(
+            memory.field("swappiness"),
+            "is not between 0 and 100",
+        ));
+    }
+    for (name, reason) in [
+        (
+            "disableOOMKiller",
+            "cgroup v2 can't turn the out-of-memory killer off",
+        ),
+        (
+            "kernel",
+            "cgroup v2 counts the kernel's memory within memory.limit",
+        ),
+        (
+            "kernelTCP",
+            "cgroup v2 counts the kernel's memory within memory.limit",
+        ),
+    ] {
+        memory.refuse(name, reason)?;
     }
     // Always so in cgroup v2.
     memory.ignore("useHierarchy");
     memory.finish()
+}
+
+/// A size of pages as cgroup v2 has it in its files' names.
+fn parse_huge_pages(mut item: Object, settings: &mut Vec<Setting>) -> Result<(), SpecError> {
+    let size = item.take_text("pageSize")?.unwrap_or_default();
+    let plain = ["KB", "MB", "GB"]
+        .iter()
+        .find_map(|unit| size.strip_suffix(unit))
+        .is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()));
+    if !plain {
+        return Err(SpecError::invalid(
+            item.field("pageSize"),
+            format!("{size:?} is not a size like 2MB"),
+        ));
+    }
+    let limit: u64 = item.take_or_default("limit")?;
+    let field = item.field("limit");
+    item.finish()?;
+    // Pages that are reserved, and pages that are used.
+    for file in [format!("hugetlb.{size}.rsvd.max"), format!("hugetlb.{size}.max")] {
+        settings.push(Setting {
+            // Of pages that the guest does not have nobody gets any.
+            optional: limit == 0,
+            ..Setting::new(field.clone(), &file, limit.to_string())
+        });
+    }
+    Ok(())
 }
 
 fn parse_cpu(mut cpu: Object, settings: &mut Vec<Setting>) -> Result<(), SpecError> {
@@ -160,13 +220,22 @@ fn parse_cpu(mut cpu: Object, settings: &mut Vec<Setting>) -> Result<(), SpecErr
             burst.to_string(),
         ));
     }
-    if let Some(idle) = cpu.take::<i64>("idle")?.filter(|&idle| idle != 0) {
+    if let Some(idle) = cpu.take::<i64>("idle")? {
+        if !(0..=1).contains(&idle) {
+            return Err(SpecError::invalid(cpu.field("idle"), "is neither 0 nor 1"));
+        }
         settings.push(Setting::new(cpu.field("idle"), "cpu.idle", idle.to_string()));
     }
-    for (name, file) in [("cpus", "cpuset.cpus"), ("mems", "cpuset.mems")] {
-        if let Some(list) = cpu.take_text(name)? {
-            settings.push(Setting::new(cpu.field(name), file, list));
-        }
+    // Numbers of the host's: the cgroup makes them the guest's.
+    if let Some(cpus) = CpuList::take(&mut cpu, "cpus")? {
+        settings.push(Setting::new(cpu.field("cpus"), "cpuset.cpus", cpus.to_string()));
+    }
+    // Whatever memory nodes the host has: the guest has one.
+    if CpuList::take(&mut cpu, "mems")?.is_some() {
+        settings.push(Setting::new(cpu.field("mems"), "cpuset.mems", "0"));
+    }
+    for name in ["realtimeRuntime", "realtimePeriod"] {
+        cpu.refuse(name, "cgroup v2 has no budget for real-time processes")?;
     }
     cpu.finish()
 }
@@ -208,6 +277,24 @@ mod tests {
                 "hugetlb.2MB.max",
                 "9",
             ),
+            (
+                r#"{"hugepageLimits":[{"pageSize":"2MB","limit":9}]}"#,
+                "hugetlb.2MB.rsvd.max",
+                "9",
+            ),
+            (r#"{"cpu":{"idle":1}}"#, "cpu.idle", "1"),
+            (r#"{"cpu":{"mems":"0-3"}}"#, "cpuset.mems", "0"),
+            (r#"{"blockIO":{"weight":1000}}"#, "io.weight", "default 10000"),
+            (
+                r#"{"blockIO":{"weightDevice":[{"major":8,"minor":0,"weight":10}]}}"#,
+                "io.weight",
+                "8:0 1",
+            ),
+            (
+                r#"{"blockIO":{"throttleWriteIOPSDevice":[{"major":8,"minor":16,"rate":7}]}}"#,
+                "io.max",
+                "8:16 wiops=7",
+            ),
             (r#"{"unified":{"memory.high":"9"}}"#, "memory.high", "9"),
         ] {
             let settings = parse(resources).unwrap();
@@ -222,21 +309,36 @@ mod tests {
     fn limits_that_are_not_kept_are_refused_by_name() {
         for (resources, message) in [
             (
-                r#"{"memory":{"swappiness":60}}"#,
-                "memory.swappiness is not supported yet",
+                r#"{"memory":{"swappiness":101}}"#,
+                "memory.swappiness: is not between 0 and 100",
             ),
             (
                 r#"{"memory":{"disableOOMKiller":true}}"#,
-                "memory.disableOOMKiller is not supported yet",
+                "memory.disableOOMKiller is not supported: cgroup v2 can't turn the out-of-memory killer off",
             ),
-            (r#"{"blockIO":{"weight":10}}"#, "blockIO is not supported yet"),
+            (
+                r#"{"blockIO":{"weight":9}}"#,
+                "blockIO.weight: is not between 10 and 1000",
+            ),
+            (
+                r#"{"blockIO":{"leafWeight":10}}"#,
+                "blockIO.leafWeight is not supported",
+            ),
             (
                 r#"{"cpu":{"realtimeRuntime":5}}"#,
-                "cpu.realtimeRuntime is not supported yet",
+                "cpu.realtimeRuntime is not supported: cgroup v2 has no budget for real-time processes",
+            ),
+            (
+                r#"{"cpu":{"cpus":"x"}}"#,
+                r#"cpu.cpus: "x" is not a list of processors like 0-3,7"#,
             ),
             (
                 r#"{"network":{"priorities":[{"name":"eth0","priority":1}]}}"#,
-                "network is not supported yet",
+                "network is not supported: cgroup v2 has no network classes and priorities",
+            ),
+            (
+                r#"{"rdma":{"mlx5_1":{"hcaHandles":3}}}"#,
+                "rdma is not supported: the guest has no RDMA devices",
             ),
             (r#"{"memory":{"limit":-2}}"#, "memory.limit: -2 is not a limit"),
             (

@@ -22,6 +22,11 @@ impl SharePath {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Its directory; empty for one directly below the share.
+    pub fn parent(&self) -> &str {
+        self.0.rsplit_once('/').map_or("", |(parent, _)| parent)
+    }
 }
 
 impl TryFrom<String> for SharePath {

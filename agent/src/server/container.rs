@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     cgroup::Cgroup,
+    container::outside,
     init::log,
     link::{Join, NewNamespaces, Refusal, Role},
     oci,
@@ -86,6 +87,9 @@ impl Container {
     ) -> Result<Arc<Self>, Error> {
         let (mut plan, limits) = oci::Container::parse(spec)?;
         check_terminal(&plan.process, ports)?;
+        for warning in &plan.process.warnings {
+            log(&format!("container {id}: {warning}"));
+        }
         volumes.prepare(&mut plan.mounts).await?;
         let kinds = Join::of(&plan.namespaces);
         let join: Vec<_> = shared
@@ -104,6 +108,7 @@ impl Container {
             namespaces: NewNamespaces::of(&plan.namespaces),
             join,
             ports,
+            container: Some(&plan),
         };
         let cgroup = Cgroup::create(id, &limits)?;
         let ready = get_ready(init, &cgroup, launch, &plan).await;
@@ -113,6 +118,7 @@ impl Container {
             masked_paths: Vec::new(),
             readonly_paths: Vec::new(),
             sysctl: Vec::new(),
+            hooks: oci::Hooks::default(),
             ..plan
         };
         Self::begin(id, cgroup, ready, Some(base), events)
@@ -139,6 +145,7 @@ impl Container {
             namespaces: NewNamespaces::of(&plan.namespaces),
             join: Vec::new(),
             ports: &Stdio::new(),
+            container: None,
         };
         let cgroup = Cgroup::create(id, &limits)?;
         let ready = get_ready(init, &cgroup, launch, &plan).await;
@@ -315,6 +322,7 @@ async fn get_ready(
     plan: &impl Serialize,
 ) -> Result<Ready, Error> {
     let joins_pids = launch.join.iter().any(|(kind, _)| *kind == Join::Pid);
+    let container = launch.container;
     let launched = launch.go(init, cgroup.as_fd(), plan).await;
     let Launched {
         created,
@@ -329,7 +337,9 @@ async fn get_ready(
         NotLaunched::Refused(refusal) => Error::not_created(refusal),
     })?;
     let exit = created.exit.clone();
-    let process = match conversation.ready(exit.clone()).await {
+    let pid = created.pid;
+    let help = || container.map_or(Ok(Vec::new()), |container| outside::help(container, pid));
+    let process = match conversation.ready(exit.clone(), help).await {
         Ok(()) => Process::attend(created, guest, conversation.terminal.take(), host),
         Err(error) => Err(error),
     };

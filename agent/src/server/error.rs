@@ -3,7 +3,7 @@
 use sealock_protocol::seqpacket;
 use ttrpc::{Code, get_status};
 
-use crate::{cgroup::CgroupError, link::Refusal, oci::SpecError};
+use crate::{cgroup::CgroupError, container::Failure, link::Refusal, oci::SpecError};
 
 /// Why a request is refused or failed. The message is for a user.
 #[derive(Debug, thiserror::Error)]
@@ -104,9 +104,20 @@ impl Error {
             Self::Argument(_)
             | Self::Spec(_)
             | Self::Refused(_)
-            | Self::Cgroup(CgroupError::Limit { .. }) => Code::INVALID_ARGUMENT,
+            | Self::Cgroup(
+                CgroupError::Limit { .. } | CgroupError::NoSuchFile { .. } | CgroupError::InUse { .. },
+            ) => Code::INVALID_ARGUMENT,
             Self::Deadline(_) => Code::DEADLINE_EXCEEDED,
             Self::Cgroup(_) | Self::Setup(_) | Self::Link { .. } | Self::System { .. } => Code::INTERNAL,
+        }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::System { .. } => Self::Setup(failure.to_string()),
+            Failure::Executable(_) | Failure::Refused(_) => Self::Refused(failure.to_string()),
         }
     }
 }

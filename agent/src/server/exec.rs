@@ -127,6 +127,7 @@ impl Container {
             namespaces: NewNamespaces::NONE,
             join: vec![(Join::Pid, self.first.pidfd().as_fd())],
             ports,
+            container: Some(plan),
         };
         let mut launched = launch().go(init, self.cgroup.as_fd(), plan).await;
         if let Err(NotLaunched::Refused(Refusal::Clone(libc::EBUSY))) = launched {

@@ -2,11 +2,17 @@
 
 use std::{
     io::Write,
-    os::fd::{BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::Duration,
 };
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::{
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        stat::fstat,
+    },
+    unistd::{Uid, fchown},
+};
 use sealock_protocol::{
     agent::Stdio,
     seqpacket::{self, SeqPacket},
@@ -20,8 +26,13 @@ use super::{
     stdio::{GuestEnds, HostEnds},
 };
 use crate::{
-    container::channel::{MAX_MESSAGE, Report, START},
+    container::{
+        Failure,
+        channel::{HELP, MAX_MESSAGE, Report, START},
+        outside,
+    },
     link::{Join, NewNamespaces, Refusal, Role},
+    oci,
 };
 
 /// How long a process may take to get ready, and to execute its program: both wait for the host's files.
@@ -38,6 +49,8 @@ pub struct Launch<'a> {
     pub join: Vec<(Join, BorrowedFd<'a>)>,
     /// Where its streams lead; `terminal` is whether it opens one itself.
     pub ports: &'a Stdio,
+    /// The container whose program it is to execute, if any.
+    pub container: Option<&'a oci::Container>,
 }
 
 /// A process that gets ready to execute its program.
@@ -86,6 +99,13 @@ impl Launch<'_> {
             (None, None)
         } else {
             let (stdio, ends) = GuestEnds::pipes(self.ports)?;
+            let owner = self.container.map_or(Ok(None), outside::streams_owner);
+            if let Some(owner) = owner.map_err(Error::from)? {
+                for stream in stdio.iter().filter(|stream| is_pipe(stream)) {
+                    let given = fchown(stream, Some(Uid::from_raw(owner)), None);
+                    given.map_err(Error::system("giving the streams to process.user.uid"))?;
+                }
+            }
             (Some(stdio), Some(ends))
         };
         let fds = ProcessFds {
@@ -118,6 +138,11 @@ impl Launch<'_> {
     }
 }
 
+/// /dev/null stays everybody's.
+fn is_pipe(stream: &OwnedFd) -> bool {
+    fstat(stream).is_ok_and(|status| status.st_mode & libc::S_IFMT == libc::S_IFIFO)
+}
+
 /// The plan as a file that only its reader sees.
 fn write_plan(plan: &impl Serialize) -> Result<OwnedFd, Error> {
     let doing = "writing the process's plan";
@@ -140,21 +165,44 @@ pub struct Conversation {
 #[derive(Debug)]
 enum Heard {
     Ready,
+    /// It waits for help.
+    Unprivileged,
     /// It has executed its program, or has ended.
     Closed,
 }
 
 impl Conversation {
-    /// Waits until a container's first process is ready to execute its program.
+    /// Waits until a container's first process is ready to execute its program. To one in a user namespace everything is sent that
+    /// `help` makes ([`crate::container::outside`]).
     ///
     /// # Errors
     /// It can't be made ready: the message names the field. It ends by itself then.
-    pub async fn ready(&mut self, exit: watch::Receiver<Option<Exit>>) -> Result<(), Error> {
-        let heard = timeout(SETUP_DEADLINE, self.hear("waiting for the container's process"))
+    pub async fn ready(
+        &mut self,
+        exit: watch::Receiver<Option<Exit>>,
+        help: impl FnOnce() -> Result<Vec<OwnedFd>, Failure>,
+    ) -> Result<(), Error> {
+        let doing = "waiting for the container's process";
+        let conversation = async {
+            let heard = self.hear(doing).await?;
+            if let Heard::Unprivileged = heard {
+                for fd in help()? {
+                    match self.packets.send(HELP, &[fd.as_fd()]).await {
+                        // It has said why it ended.
+                        Ok(()) | Err(seqpacket::Error::Closed) => {}
+                        Err(error) => return Err(Error::Link { doing, error }),
+                    }
+                }
+                return self.hear(doing).await;
+            }
+            Ok(heard)
+        };
+        let heard = timeout(SETUP_DEADLINE, conversation)
             .await
             .map_err(|_| Error::Deadline("setting the container up"))?;
         match heard? {
             Heard::Ready => Ok(()),
+            Heard::Unprivileged => Err(Error::Setup(doing.to_owned())),
             Heard::Closed => Err(Error::Setup(untimely_end(exit).await)),
         }
     }
@@ -176,7 +224,7 @@ impl Conversation {
         match heard? {
             // execve(2) closes the channel. So does the end of a process that was killed just now.
             Heard::Closed => Ok(()),
-            Heard::Ready => Err(Error::Setup(doing.to_owned())),
+            Heard::Ready | Heard::Unprivileged => Err(Error::Setup(doing.to_owned())),
         }
     }
 
@@ -189,6 +237,7 @@ impl Conversation {
             };
             match Report::decode(&message) {
                 Some(Report::Ready) => return Ok(Heard::Ready),
+                Some(Report::Unprivileged) => return Ok(Heard::Unprivileged),
                 Some(Report::Terminal) => self.terminal = fds.pop(),
                 Some(Report::Refused(text)) => return Err(Error::Refused(text)),
                 Some(Report::Failed(text)) => return Err(Error::Setup(text)),
