@@ -373,3 +373,48 @@ fn what_a_microvm_cannot_do_is_refused_by_name() {
     }
     host.assert_clean();
 }
+
+#[test]
+fn hooks_of_the_guest_run_and_may_fail() {
+    let host = Host::take();
+    let hook = |script: &str| json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["KIND=given"], "timeout": 100}]);
+    let config = Config::shell("cat /run/created /run/started")
+        .with(
+            "/hooks/createContainer",
+            hook("read state; echo \"$KIND $HOME $state\" > /run/created"),
+        )
+        .with(
+            "/hooks/startContainer",
+            hook("read state; echo \"$KIND $(id -u) $state\" > /run/started"),
+        )
+        .with("/annotations", json!({"colour": "green"}));
+    let said = says(&host, &config);
+    let states: Vec<serde_json::Value> = said
+        .lines()
+        .map(|line| serde_json::from_str(&line[line.find('{').unwrap()..]).unwrap())
+        .collect();
+    assert!(
+        said.starts_with("given  {") && said.contains("given 0 {"),
+        "{said}"
+    );
+    for (state, status) in states.iter().zip(["creating", "created"]) {
+        assert_eq!(state["status"], status);
+        assert_eq!(state["pid"], 1);
+        assert_eq!(state["annotations"]["colour"], "green");
+        assert!(
+            state["id"].as_str().is_some_and(|id| id.starts_with('t')),
+            "{state}"
+        );
+    }
+    let failing = |kind: &str| {
+        Config::shell("echo ran").with(&format!("/hooks/{kind}"), hook("echo no way >&2; exit 3"))
+    };
+    for kind in ["createContainer", "startContainer"] {
+        refused(
+            &host,
+            &failing(kind),
+            &format!("hooks.{kind}[0]: /bin/sh ended with status 3: no way"),
+        );
+    }
+    host.assert_clean();
+}

@@ -8,3 +8,4 @@ pub mod host;
 pub mod memory;
 pub mod pty;
 pub mod task;
+pub mod mutation;

@@ -14,6 +14,8 @@ mod id_mappings;
 mod masked_paths;
 mod mount_options;
 mod mounts;
+#[cfg(test)]
+mod mutation;
 mod namespaces;
 pub mod object;
 mod pause;
