@@ -6,6 +6,6 @@ pub mod containerd;
 pub mod ctr;
 pub mod host;
 pub mod memory;
+pub mod mutation;
 pub mod pty;
 pub mod task;
-pub mod mutation;
