@@ -28,11 +28,6 @@ const ALWAYS: &[&str] = &[
     "swiotlb=noforce",
     // One serial port, not four to probe.
     "8250.nr_uarts=1",
-    // With one processor the kernel would take the lock prefixes out of its code, one by one: that costs more than it ever saves,
-    // and as much again when a second processor comes.
-    "noreplace-smp",
-    // Interrupts are MSIs. To set an I/O APIC up for the one that is not, the serial port's, costs 600 exits; the PIC does for it.
-    "noapic",
     // Containers may make dummy interfaces; none is there from the first.
     "dummy.numdummies=0",
     // The initramfs' only program.

@@ -4,6 +4,7 @@ use std::{fs, io};
 
 use nix::{
     mount::{MsFlags, mount},
+    sys::resource::{RLIM_INFINITY, Resource, setrlimit},
     unistd::{chdir, chroot},
 };
 
@@ -23,7 +24,7 @@ type Step = fn() -> Result<(), BootError>;
 /// In this order; each is short, so that between them the hello can leave.
 ///
 /// The guest itself has no /dev/pts, /dev/shm or /dev/mqueue: containers have their own, and the agent needs none.
-pub const STEPS: [Step; 6] = [root, proc, dev, run, sys, cgroups];
+pub const STEPS: [Step; 7] = [limits, root, proc, dev, run, sys, cgroups];
 
 fn doing<T, E: Into<io::Error>>(doing: &'static str, result: Result<T, E>) -> Result<T, BootError> {
     result.map_err(|error| BootError {
@@ -38,6 +39,18 @@ const PSEUDO: MsFlags = MsFlags::MS_NOSUID
 
 fn file_system(name: &str, place: &'static str, flags: MsFlags, data: Option<&str>) -> Result<(), BootError> {
     doing(place, mount(Some(name), place, Some(name), flags, data))
+}
+
+/// The kernel's first limits for processes and pending signals follow the memory at boot, which may grow. Containers' own are
+/// those of their specification and cgroup.
+fn limits() -> Result<(), BootError> {
+    for limit in [Resource::RLIMIT_NPROC, Resource::RLIMIT_SIGPENDING] {
+        doing(
+            "the resource limits",
+            setrlimit(limit, RLIM_INFINITY, RLIM_INFINITY),
+        )?;
+    }
+    Ok(())
 }
 
 /// The initramfs is the kernel's first mount, which has no parent and which pivot_root(2) cannot replace: a second mount of it

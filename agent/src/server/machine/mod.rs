@@ -3,10 +3,12 @@
 //! | module | what |
 //! |---|---|
 //! | [`processors`] | CPUs |
+//! | [`bounds`] | the kernel's own, which it derives from the memory at boot |
 //! | [`governor`] | when to ask for memory, and what containers may use until it is there |
 //! | [`figures`] | what the kernel says of its memory |
 //! | [`watch`] | how it says that something has changed |
 
+mod bounds;
 mod figures;
 mod governor;
 mod processors;
@@ -82,6 +84,7 @@ impl Machine {
         if request.max_memory_mib <= now {
             return Ok(());
         }
+        bounds::raise(u64::from(request.max_memory_mib) << 20);
         let system = Error::system::<std::io::Error>;
         let total = Total::read().map_err(system("reading /proc/meminfo"))?;
         let governor = Governor::new(now, request.max_memory_mib, total);

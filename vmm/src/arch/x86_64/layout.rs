@@ -46,8 +46,6 @@ pub const HIGH_MEMORY: u64 = 4 << 30;
 
 /// Where the PCI functions' memory regions begin.
 pub const PCI_WINDOW: u64 = MMIO_HOLE;
-/// The I/O interrupt controller (82093AA).
-pub const IOAPIC: u32 = 0xfec0_0000;
 /// The local interrupt controllers.
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
 /// Three pages that KVM wants on Intel's processors, and the page with an identity map just below.
