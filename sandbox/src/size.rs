@@ -233,7 +233,7 @@ mod tests {
         let expected = Size {
             vcpus: 1,
             max_vcpus: 8,
-            memory_mib: 512,
+            memory_mib: 128,
             max_memory_mib: 16_384,
         };
         assert_eq!(size(json!({})).unwrap(), expected);
@@ -295,7 +295,7 @@ mod tests {
         let bounded = json!({"annotations": {"io.sealock.max-memory-mib": "700"}});
         assert_eq!(of("", bounded), (8, 640), "in whole steps");
         let error = size(json!({"annotations": {"io.sealock.max-memory-mib": "100"}})).unwrap_err();
-        assert!(error.to_string().contains("from 512 to 16384"), "{error}");
+        assert!(error.to_string().contains("from 128 to 16384"), "{error}");
     }
 
     #[test]

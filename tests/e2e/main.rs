@@ -10,6 +10,7 @@ mod exec;
 mod exit_status;
 mod failures;
 mod files;
+mod growth;
 mod hooks;
 mod isolation;
 mod lifecycle;
