@@ -16,7 +16,7 @@ use crate::{
     device_program,
     init::{CGROUP_ROOT, CGROUPS},
     linux::scheduling::online_cpus,
-    oci::{CpuList, Limits, Setting},
+    oci::{CpuList, Limits, Setting, Update},
 };
 
 /// What could not be done with a cgroup.
@@ -136,6 +136,38 @@ impl Cgroup {
             open_directory(&path)
         };
         found().map_err(CgroupError::List)
+    }
+
+    /// Changes its limits: all, or after an error none.
+    ///
+    /// # Errors
+    /// A limit can't be set.
+    pub fn update(&self, update: &Update) -> Result<(), CgroupError> {
+        let mut before: Vec<(&str, String)> = Vec::new();
+        let mut changed = Ok(());
+        for setting in &update.settings {
+            let value = self.read(&setting.file);
+            changed = self.set(setting);
+            if changed.is_err() {
+                break;
+            }
+            before.extend(value.ok().map(|value| (setting.file.as_str(), value)));
+        }
+        // Last, for what the rules were can't be asked.
+        if let (Ok(()), Some(devices)) = (&changed, &update.devices) {
+            changed = device_program::attach(devices, self.as_fd()).map_err(CgroupError::Devices);
+        }
+        if changed.is_err() {
+            for (file, value) in before.iter().rev() {
+                // A file of several lines takes them one by one, an empty one is emptied by an end of line.
+                let lines = value.lines().chain(value.is_empty().then_some(""));
+                for line in lines {
+                    // It had that value a moment ago; the first error is the one to report.
+                    let _ = write(&self.path.join(file), &format!("{line}\n"));
+                }
+            }
+        }
+        changed
     }
 
     fn set(&self, setting: &Setting) -> Result<(), CgroupError> {

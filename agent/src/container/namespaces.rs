@@ -125,14 +125,7 @@ pub fn become_administrator() -> Result<(), Failure> {
 /// # Errors
 /// The name or parameter that the kernel refuses.
 pub fn configure(container: &Container, proc: &GuestProc) -> Result<(), Failure> {
-    if let Some(hostname) = &container.hostname {
-        sethostname(hostname).doing(|| "hostname")?;
-    }
-    if let Some(domainname) = &container.domainname {
-        // SAFETY: the kernel reads as many bytes as the text has.
-        let result = unsafe { libc::setdomainname(domainname.as_ptr().cast(), domainname.len()) };
-        nix::errno::Errno::result(result).doing(|| "domainname")?;
-    }
+    set_names(container.hostname.as_deref(), container.domainname.as_deref())?;
     for sysctl in container.sysctl.iter().filter(|sysctl| !is_networks(sysctl)) {
         set_parameter(sysctl, proc)?;
     }
@@ -175,7 +168,11 @@ fn is_networks(sysctl: &Sysctl) -> bool {
     sysctl.path.as_str().starts_with("net/")
 }
 
-fn set_parameter(sysctl: &Sysctl, proc: &GuestProc) -> Result<(), Failure> {
+/// Sets a parameter of the namespaces that the caller is in.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn set_parameter(sysctl: &Sysctl, proc: &GuestProc) -> Result<(), Failure> {
     proc.write(&format!("sys/{}", sysctl.path.as_str()), &sysctl.value)
         .doing(|| format!("linux.sysctl[{:?}]", sysctl.name))
 }

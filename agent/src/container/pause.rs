@@ -23,7 +23,7 @@ use super::{
     channel::Report,
     descriptors::{Descriptors, Given, read_plan},
     failure::{Doing, Failure},
-    namespaces::{GuestProc, set_names},
+    namespaces::{GuestProc, set_names, set_parameter},
     program,
     root::exchange_root,
 };
@@ -73,8 +73,7 @@ fn prepare(given: Given, channel: &SeqPacket) -> Result<SigSet, Failure> {
     let proc = GuestProc::open()?;
     set_names(pause.hostname.as_deref(), pause.domainname.as_deref())?;
     for sysctl in &pause.sysctl {
-        proc.write(&format!("sys/{}", sysctl.path.as_str()), &sysctl.value)
-            .doing(|| format!("linux.sysctl[{:?}]", sysctl.name))?;
+        set_parameter(sysctl, &proc)?;
     }
     drop(proc);
     empty_root()?;

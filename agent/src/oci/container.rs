@@ -106,17 +106,7 @@ impl Container {
         check_id_maps(&mounts, &namespaces)?;
         let own_dev = own_dev(&mounts);
         let devices = Device::parse_all(&mut linux, own_dev)?;
-        let mut resources = linux.object("resources")?;
-        let limits = Limits {
-            devices: DeviceRule::parse_all(resources.as_mut())?,
-            settings: match &mut resources {
-                Some(resources) => Setting::parse_all(resources)?,
-                None => Vec::new(),
-            },
-        };
-        if let Some(resources) = resources {
-            resources.finish()?;
-        }
+        let limits = Limits::parse(&mut linux)?;
         let root = Root::parse(&mut spec, &mut linux)?;
         let bundle = format!("{SHARE}/{}", root.path.parent());
         let container = Self {

@@ -30,6 +30,7 @@ mod share_path;
 mod sysctl;
 mod terminal;
 mod time_offsets;
+mod update;
 mod user;
 mod volume;
 
@@ -53,4 +54,5 @@ pub use seccomp::Seccomp;
 pub use share_path::SharePath;
 pub use sysctl::Sysctl;
 pub use terminal::TerminalSize;
+pub use update::Update;
 pub use volume::{Content as VolumeContent, Volume};

@@ -86,6 +86,11 @@ impl Object {
         &self.path
     }
 
+    /// Whether the field `name` is there and not `null`.
+    pub fn has(&self, name: &str) -> bool {
+        self.fields.get(name).is_some_and(|value| !value.is_null())
+    }
+
     /// Takes the field `name`; `null` is the same as absent.
     ///
     /// # Errors

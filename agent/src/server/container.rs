@@ -15,12 +15,12 @@ use tokio::{
 
 use super::{
     error::Error,
-    events::{Events, OomKills},
+    events::OomKills,
     exec::Execs,
-    init_link::{Exit, InitLink, KILL_DEADLINE, exited},
+    init_link::{Exit, KILL_DEADLINE, exited},
     launch::{Conversation, Launch, Launched, NotLaunched},
     process::{Attendance, Ended, Process},
-    volumes::Volumes,
+    surroundings::Surroundings,
 };
 use crate::{
     cgroup::Cgroup,
@@ -69,6 +69,7 @@ pub struct Container {
     /// What such a process has in common with the first one; the pod's own container has none.
     base: Option<oci::Container>,
     oom_kills: OomKills,
+    pub(super) around: Arc<Surroundings>,
 }
 
 impl Container {
@@ -77,20 +78,18 @@ impl Container {
     /// # Errors
     /// The specification can't be carried out: the message names the field, or says why the program can't be executed.
     pub async fn create(
-        init: &InitLink,
+        around: &Arc<Surroundings>,
         id: &str,
         spec: &[u8],
         ports: &Stdio,
         shared: Option<&SharedNamespaces>,
-        volumes: &Volumes,
-        events: Arc<Events>,
     ) -> Result<Arc<Self>, Error> {
         let (mut plan, limits) = oci::Container::parse(spec)?;
         check_terminal(&plan.process, ports)?;
         for warning in &plan.process.warnings {
             log(&format!("container {id}: {warning}"));
         }
-        volumes.prepare(&mut plan.mounts).await?;
+        around.volumes.prepare(&mut plan.mounts).await?;
         let kinds = Join::of(&plan.namespaces);
         let join: Vec<_> = shared
             .map_or(&[][..], |shared| &shared.0)
@@ -111,7 +110,7 @@ impl Container {
             container: Some(&plan),
         };
         let cgroup = Cgroup::create(id, &limits)?;
-        let ready = get_ready(init, &cgroup, launch, &plan).await;
+        let ready = get_ready(around, &cgroup, launch, &plan).await;
         let base = oci::Container {
             mounts: Vec::new(),
             devices: Vec::new(),
@@ -121,24 +120,24 @@ impl Container {
             hooks: oci::Hooks::default(),
             ..plan
         };
-        Self::begin(id, cgroup, ready, Some(base), events)
+        Self::begin(around, id, cgroup, ready, Some(base))
     }
 
     /// Creates the pod's own container, which has no files and no program. After an error nothing of it is left.
     ///
     /// # Errors
     /// The specification can't be carried out: the message names the field.
-    pub async fn create_pause(
-        init: &InitLink,
-        id: &str,
-        spec: &[u8],
-        events: Arc<Events>,
-    ) -> Result<Arc<Self>, Error> {
+    pub async fn create_pause(around: &Arc<Surroundings>, id: &str, spec: &[u8]) -> Result<Arc<Self>, Error> {
         let (plan, limits) = oci::Pause::parse(spec)?;
         if !Join::of(&plan.namespaces).is_empty() {
             return Err(Error::State(
                 "linux.namespaces: there is nobody before the pod's own container to share one with",
             ));
+        }
+        if plan.namespaces.user != oci::NamespaceSource::Guest {
+            return Err(
+                oci::SpecError::unsupported("linux.namespaces: a user namespace for a whole pod").into(),
+            );
         }
         let launch = Launch {
             role: Role::Pause,
@@ -148,16 +147,16 @@ impl Container {
             container: None,
         };
         let cgroup = Cgroup::create(id, &limits)?;
-        let ready = get_ready(init, &cgroup, launch, &plan).await;
-        Self::begin(id, cgroup, ready, None, events)
+        let ready = get_ready(around, &cgroup, launch, &plan).await;
+        Self::begin(around, id, cgroup, ready, None)
     }
 
     fn begin(
+        around: &Arc<Surroundings>,
         id: &str,
         cgroup: Cgroup,
         ready: Result<Ready, Error>,
         base: Option<oci::Container>,
-        events: Arc<Events>,
     ) -> Result<Arc<Self>, Error> {
         let Ready {
             first,
@@ -180,7 +179,8 @@ impl Container {
             paused: RwLock::new(false),
             execs: std::sync::Mutex::default(),
             base,
-            oom_kills: OomKills::new(id, events),
+            oom_kills: OomKills::new(id, Arc::clone(&around.events)),
+            around: Arc::clone(around),
         });
         tokio::spawn(Arc::clone(&container).attend(attendance));
         Ok(container)
@@ -273,6 +273,18 @@ impl Container {
         Ok(())
     }
 
+    /// Changes the container's limits: all, or after an error none.
+    ///
+    /// # Errors
+    /// It has stopped, or a limit can't be applied: the message names the field.
+    pub fn update(&self, resources: &[u8]) -> Result<(), Error> {
+        let update = oci::Update::parse(resources)?;
+        if self.first.has_ended() {
+            return Err(Error::State("cannot update a container that has stopped"));
+        }
+        Ok(self.cgroup.update(&update)?)
+    }
+
     /// The guest's ids of the container's processes.
     ///
     /// # Errors
@@ -316,14 +328,14 @@ struct Ready {
 
 /// Has a container's first process created and waits until it is ready. After an error there is none in the cgroup.
 async fn get_ready(
-    init: &InitLink,
+    around: &Surroundings,
     cgroup: &Cgroup,
     launch: Launch<'_>,
     plan: &impl Serialize,
 ) -> Result<Ready, Error> {
     let joins_pids = launch.join.iter().any(|(kind, _)| *kind == Join::Pid);
     let container = launch.container;
-    let launched = launch.go(init, cgroup.as_fd(), plan).await;
+    let launched = launch.go(&around.init, cgroup.as_fd(), plan).await;
     let Launched {
         created,
         mut conversation,
@@ -340,7 +352,13 @@ async fn get_ready(
     let pid = created.pid;
     let help = || container.map_or(Ok(Vec::new()), |container| outside::help(container, pid));
     let process = match conversation.ready(exit.clone(), help).await {
-        Ok(()) => Process::attend(created, guest, conversation.terminal.take(), host),
+        Ok(()) => Process::attend(
+            created,
+            guest,
+            conversation.terminal.take(),
+            host,
+            &around.undelivered,
+        ),
         Err(error) => Err(error),
     };
     match process {

@@ -11,7 +11,6 @@ use sealock_protocol::agent::Stdio;
 use super::{
     container::Container,
     error::Error,
-    init_link::InitLink,
     launch::{Launch, Launched, NotLaunched},
     process::{Ended, Process},
 };
@@ -45,19 +44,13 @@ impl Container {
     /// # Errors
     /// The name is taken, the container does not run, or the program can't be executed: the message names the field, or says
     /// why.
-    pub async fn exec(
-        self: &Arc<Self>,
-        init: &InitLink,
-        exec_id: &str,
-        process: &[u8],
-        ports: &Stdio,
-    ) -> Result<i32, Error> {
+    pub async fn exec(self: &Arc<Self>, exec_id: &str, process: &[u8], ports: &Stdio) -> Result<i32, Error> {
         let process = oci::Process::parse_alone(process)?;
         if self.execs().contains_key(exec_id) {
             return Err(Error::Exists(format!("process {exec_id:?}")));
         }
         self.execs().insert(exec_id.to_owned(), Slot::Busy);
-        let created = self.join(init, process, ports).await;
+        let created = self.join(process, ports).await;
         let mut execs = self.execs();
         match created {
             Ok(process) => {
@@ -72,12 +65,7 @@ impl Container {
         }
     }
 
-    async fn join(
-        self: &Arc<Self>,
-        init: &InitLink,
-        process: oci::Process,
-        ports: &Stdio,
-    ) -> Result<Arc<Process>, Error> {
+    async fn join(self: &Arc<Self>, process: oci::Process, ports: &Stdio) -> Result<Arc<Process>, Error> {
         // It isn't paused while a process is about to join it: that one would never get ready.
         let paused = self.paused.read().await;
         if self.first.has_ended() {
@@ -92,7 +80,7 @@ impl Container {
             mut conversation,
             host,
             guest,
-        } = self.launch_beside(init, &plan, ports).await?;
+        } = self.launch_beside(&plan, ports).await?;
         let executed = conversation.execute().await;
         // What failed may have failed for that reason; and what didn't is not to outlive the container.
         let executed = if self.first.has_ended() {
@@ -104,7 +92,13 @@ impl Container {
             created.kill().await;
             return Err(error);
         }
-        let (process, attendance) = Process::attend(created, guest, conversation.terminal, host)?;
+        let (process, attendance) = Process::attend(
+            created,
+            guest,
+            conversation.terminal,
+            host,
+            &self.around.undelivered,
+        )?;
         let container = Arc::clone(self);
         tokio::spawn(async move {
             let exit = attendance.exited().await;
@@ -116,12 +110,7 @@ impl Container {
         Ok(process)
     }
 
-    async fn launch_beside(
-        &self,
-        init: &InitLink,
-        plan: &oci::Container,
-        ports: &Stdio,
-    ) -> Result<Launched, Error> {
+    async fn launch_beside(&self, plan: &oci::Container, ports: &Stdio) -> Result<Launched, Error> {
         let launch = || Launch {
             role: Role::Exec,
             namespaces: NewNamespaces::NONE,
@@ -129,12 +118,12 @@ impl Container {
             ports,
             container: Some(plan),
         };
-        let mut launched = launch().go(init, self.cgroup.as_fd(), plan).await;
+        let mut launched = launch().go(&self.around.init, self.cgroup.as_fd(), plan).await;
         if let Err(NotLaunched::Refused(Refusal::Clone(libc::EBUSY))) = launched {
             // The container has made cgroups of its own and controls them: processes are only in the leaves then
             // (cgroups(7), "no internal processes").
             let cgroup: OwnedFd = self.cgroup.of_process(self.first.pid())?;
-            launched = launch().go(init, cgroup.as_fd(), plan).await;
+            launched = launch().go(&self.around.init, cgroup.as_fd(), plan).await;
         }
         launched.map_err(|error| match error {
             NotLaunched::Failed(error) => error,

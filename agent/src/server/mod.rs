@@ -18,6 +18,8 @@ mod pumps;
 mod service;
 mod stats;
 mod stdio;
+mod surroundings;
+mod undelivered;
 mod volume_copy;
 mod volumes;
 

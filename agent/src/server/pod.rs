@@ -25,10 +25,9 @@ use tokio::{
 use super::{
     container::{Container, SharedNamespaces},
     error::Error,
-    events::Events,
     init_link::InitLink,
     network::Network,
-    volumes::Volumes,
+    surroundings::Surroundings,
 };
 use crate::{
     init::{SHARE, log},
@@ -41,6 +40,9 @@ const MAX_ID: usize = 76;
 
 /// How long the pod's end may wait for its processes, and then for its files.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the pod's end may wait for those who read its output: as long as runc's shim gives them.
+const DELIVERY_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How long the host may keep the stream open after it has been told that the pod is over.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -71,11 +73,8 @@ struct State {
 /// The pod.
 #[derive(Debug)]
 pub struct Pod {
-    init: Arc<InitLink>,
-    /// What the containers share in the guest.
-    pub volumes: Volumes,
-    /// What the host is to be told.
-    pub events: Arc<Events>,
+    /// What the containers have around them.
+    pub around: Arc<Surroundings>,
     state: Mutex<State>,
     network: Network,
     stopped: Notify,
@@ -85,9 +84,7 @@ impl Pod {
     /// An empty pod, not yet set up.
     pub fn new(init: Arc<InitLink>) -> Self {
         Self {
-            init,
-            volumes: Volumes::default(),
-            events: Arc::default(),
+            around: Arc::new(Surroundings::new(init)),
             state: Mutex::default(),
             network: Network::default(),
             stopped: Notify::new(),
@@ -165,22 +162,12 @@ impl Pod {
             state.containers.insert(id.to_owned(), Slot::Busy);
             state.shared.clone()
         };
-        let events = Arc::clone(&self.events);
         let created = if request.pause {
-            Container::create_pause(&self.init, id, &request.spec, events).await
+            Container::create_pause(&self.around, id, &request.spec).await
         } else {
             let ports = request.stdio.clone().unwrap_or_default();
             let shared = shared.as_ref().map(|shared| &shared.namespaces);
-            Container::create(
-                &self.init,
-                id,
-                &request.spec,
-                &ports,
-                shared,
-                &self.volumes,
-                events,
-            )
-            .await
+            Container::create(&self.around, id, &request.spec, &ports, shared).await
         };
         let mut state = self.state();
         match created {
@@ -221,9 +208,7 @@ impl Pod {
         check_id("exec_id", &request.exec_id)?;
         let container = self.container(&request.id)?;
         let ports = request.stdio.clone().unwrap_or_default();
-        container
-            .exec(&self.init, &request.exec_id, &request.process, &ports)
-            .await
+        container.exec(&request.exec_id, &request.process, &ports).await
     }
 
     /// The container of that name.
@@ -283,6 +268,12 @@ impl Pod {
         };
         if timeout(STOP_DEADLINE, ends).await.is_err() {
             log("ending the pod's processes took too long");
+        }
+        if timeout(DELIVERY_DEADLINE, self.around.undelivered.none())
+            .await
+            .is_err()
+        {
+            log("output is left that nobody reads");
         }
         if self.state().ready {
             match timeout(STOP_DEADLINE, spawn_blocking(write_back)).await {

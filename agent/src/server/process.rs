@@ -9,6 +9,7 @@ use super::{
     init_link::{Created, Exit, exited},
     pumps::Pumps,
     stdio::{GuestEnds, HostEnds},
+    undelivered::Undelivered,
 };
 use crate::linux::{process::signal, terminal::set_size};
 
@@ -54,6 +55,7 @@ impl Process {
         guest: Option<GuestEnds>,
         terminal: Option<OwnedFd>,
         host: HostEnds,
+        undelivered: &Undelivered,
     ) -> Result<(Arc<Self>, Attendance), Error> {
         let guest = match (guest, &terminal) {
             (Some(guest), None) => guest,
@@ -69,7 +71,7 @@ impl Process {
         let (end, ended) = watch::channel(None);
         let attendance = Attendance {
             exit: created.exit.clone(),
-            pumps: Pumps::start(guest, host, Arc::clone(&close_stdin)),
+            pumps: Pumps::start(guest, host, Arc::clone(&close_stdin), undelivered),
             end,
             forgotten: Arc::clone(&forgotten),
         };

@@ -10,19 +10,36 @@ use std::{
     time::Duration,
 };
 
-use nix::{errno::Errno, unistd::read};
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, fcntl},
+    unistd::read,
+};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, sink},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, empty, join, sink},
     net::unix::pipe,
     sync::{Notify, oneshot, watch},
     task::{AbortHandle, JoinHandle},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
-use super::stdio::{GuestEnds, HostEnds};
+use super::{
+    stdio::{GuestEnds, HostEnds},
+    undelivered::{self, Undelivered},
+};
 
 /// Bytes moved at once: as many as a pipe holds.
 const BUFFER: usize = 64 * 1024;
+
+/// What the pipe of a program that fills the usual one may hold: the program and the agent take turns less often.
+const LARGE_PIPE: i32 = 1024 * 1024;
+
+/// The most bytes handed to the kernel for the host at once. It puts them, with what it keeps about them, into one block of
+/// memory: of 32 KiB there are always some, larger ones may be missing in a guest that has been up for long.
+const PACKET: usize = 32 * 1024 - 1024;
+
+/// How long the kernel is left alone when it has no memory for a packet.
+const NO_MEMORY_PAUSE: Duration = Duration::from_millis(20);
 
 /// The most that a program can have left in a stream when it ends: a pipe's or a terminal's capacity, generously.
 const MAX_LEFT: usize = 2 * 1024 * 1024;
@@ -48,8 +65,8 @@ pub struct Pumps {
 struct Output {
     task: JoinHandle<()>,
     progress: Progress,
-    /// Answers when what the program had written by its end has been handed over.
-    drained: oneshot::Receiver<()>,
+    /// Answers, once, when what the program had written by its end has been handed over.
+    drained: Option<oneshot::Receiver<()>>,
 }
 
 /// Bytes that the host has taken.
@@ -69,14 +86,19 @@ impl Progress {
 
 impl Pumps {
     /// Begins to move bytes. `close_stdin` ends the program's standard input, after what is on its way.
-    pub fn start(guest: GuestEnds, host: HostEnds, close_stdin: Arc<Notify>) -> Self {
+    pub fn start(
+        guest: GuestEnds,
+        host: HostEnds,
+        close_stdin: Arc<Notify>,
+        undelivered: &Undelivered,
+    ) -> Self {
         let (over, ended) = watch::channel(false);
         let mut outputs = Vec::new();
         for (pipe, stream) in [(guest.stdout, host.stdout), (guest.stderr, host.stderr)] {
             if let Some(pipe) = pipe {
                 outputs.push(match stream {
-                    Some(stream) => Output::start(pipe, stream, ended.clone()),
-                    None => Output::start(pipe, sink(), ended.clone()),
+                    Some(stream) => Output::start(pipe, stream, ended.clone(), undelivered.begin()),
+                    None => Output::start(pipe, join(empty(), sink()), ended.clone(), undelivered.begin()),
                 });
             }
         }
@@ -121,26 +143,36 @@ impl Drop for Pumps {
 }
 
 impl Output {
-    fn start<W>(pipe: pipe::Receiver, stream: W, ended: watch::Receiver<bool>) -> Self
+    fn start<W>(
+        pipe: pipe::Receiver,
+        mut stream: W,
+        ended: watch::Receiver<bool>,
+        delivery: undelivered::Stream,
+    ) -> Self
     where
-        W: AsyncWrite + Unpin + Send + 'static,
+        W: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let progress = Progress::default();
         let (done, drained) = oneshot::channel();
-        let pump = pump_output(pipe, stream, ended, done, progress.clone());
+        let counted = progress.clone();
+        let pump = async move {
+            pump_output(pipe, &mut stream, ended, done, counted).await;
+            // Whoever waits for the output waits no longer; the reader may still have to take it.
+            tokio::spawn(delivery.delivered(stream));
+        };
         Self {
             task: tokio::spawn(pump),
             progress,
-            drained,
+            drained: Some(drained),
         }
     }
 
     async fn handed_over(&mut self) {
-        loop {
+        while let Some(drained) = &mut self.drained {
             let before = self.progress.get();
-            // Answered once: asked again it is closed, which says the same.
-            let answered = timeout(PATIENCE, &mut self.drained).await.is_ok();
-            if answered || self.progress.get() == before {
+            if timeout(PATIENCE, drained).await.is_ok() {
+                self.drained = None;
+            } else if self.progress.get() == before {
                 return;
             }
         }
@@ -151,7 +183,7 @@ impl Output {
 /// has ended (`ended`) and what it had written by then is handed over, `drained` hears of it.
 async fn pump_output<W>(
     mut pipe: pipe::Receiver,
-    mut stream: W,
+    stream: &mut W,
     mut ended: watch::Receiver<bool>,
     drained: oneshot::Sender<()>,
     progress: Progress,
@@ -163,6 +195,7 @@ async fn pump_output<W>(
     // Once the program has ended, the most of its output that can still be in the pipe.
     let mut left = None;
     let mut heard = true;
+    let mut enlarged = false;
     loop {
         buffer.clear();
         let read = match left {
@@ -186,8 +219,13 @@ async fn pump_output<W>(
                 continue;
             }
         };
+        if read == BUFFER && !enlarged {
+            // Without it all goes on as before; a terminal has no such thing.
+            let _ = fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(LARGE_PIPE));
+            enlarged = true;
+        }
         // A host that no longer listens is not the program's fault: it goes on, unheard.
-        heard = heard && write_all(&mut stream, &buffer, &progress).await.is_ok();
+        heard = heard && write_all(stream, &buffer, &progress).await.is_ok();
         if let Some(left) = &mut left {
             *left = left.saturating_sub(read);
             if *left == 0 {
@@ -219,7 +257,13 @@ where
     W: AsyncWrite + Unpin,
 {
     while !bytes.is_empty() {
-        let written = stream.write(bytes).await?;
+        let written = match stream.write(&bytes[..bytes.len().min(PACKET)]).await {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::ENOBUFS)) => {
+                sleep(NO_MEMORY_PAUSE).await;
+                continue;
+            }
+            written => written?,
+        };
         if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
@@ -281,10 +325,16 @@ mod tests {
 
     use super::*;
 
-    fn pump(pipe: OwnedFd, host: impl AsyncWrite + Unpin + Send + 'static) -> (Output, watch::Sender<bool>) {
+    fn pump(
+        pipe: OwnedFd,
+        host: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    ) -> (Output, watch::Sender<bool>) {
         let (over, ended) = watch::channel(false);
         let pipe = pipe::Receiver::from_owned_fd(pipe).unwrap();
-        (Output::start(pipe, host, ended), over)
+        (
+            Output::start(pipe, host, ended, Undelivered::default().begin()),
+            over,
+        )
     }
 
     #[tokio::test]
@@ -327,6 +377,7 @@ mod tests {
             host.read_exact(&mut received).await.unwrap();
             host
         });
+        pump.handed_over().await;
         pump.handed_over().await;
         assert_eq!(pump.progress.get(), 20_000);
         // And the stream goes on.

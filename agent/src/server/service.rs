@@ -13,8 +13,8 @@ use sealock_protocol::agent::{
     RemoveProcessResponse, ResizeSandboxRequest, ResizeSandboxResponse, ResizeTerminalRequest,
     ResizeTerminalResponse, ResumeContainerRequest, ResumeContainerResponse, SignalContainerRequest,
     SignalContainerResponse, StartContainerRequest, StartContainerResponse, StopSandboxRequest,
-    StopSandboxResponse, UpdateNetworkRequest, UpdateNetworkResponse, WaitContainerRequest,
-    WaitContainerResponse,
+    StopSandboxResponse, UpdateContainerRequest, UpdateContainerResponse, UpdateNetworkRequest,
+    UpdateNetworkResponse, WaitContainerRequest, WaitContainerResponse,
 };
 use tokio::task::spawn_blocking;
 use ttrpc::r#async::TtrpcContext;
@@ -207,6 +207,15 @@ impl Agent for Service {
         Ok(ResumeContainerResponse::new())
     }
 
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateContainerRequest,
+    ) -> ttrpc::Result<UpdateContainerResponse> {
+        self.pod.container(&request.id)?.update(&request.resources)?;
+        Ok(UpdateContainerResponse::new())
+    }
+
     async fn container_stats(
         &self,
         _: &TtrpcContext,
@@ -221,12 +230,12 @@ impl Agent for Service {
         request: RefreshVolumeRequest,
     ) -> ttrpc::Result<RefreshVolumeResponse> {
         let pod = Arc::clone(&self.pod);
-        to_the_end(async move { pod.volumes.refresh(&request.source).await }).await?;
+        to_the_end(async move { pod.around.volumes.refresh(&request.source).await }).await?;
         Ok(RefreshVolumeResponse::new())
     }
 
     async fn next_event(&self, _: &TtrpcContext, _: NextEventRequest) -> ttrpc::Result<NextEventResponse> {
-        Ok(self.pod.events.next().await)
+        Ok(self.pod.around.events.next().await)
     }
 
     async fn remove_container(

@@ -1,0 +1,30 @@
+//! What all containers of the pod have around them.
+
+use std::sync::Arc;
+
+use super::{events::Events, init_link::InitLink, undelivered::Undelivered, volumes::Volumes};
+
+/// What all containers of the pod have around them.
+#[derive(Debug)]
+pub struct Surroundings {
+    /// Creates their processes.
+    pub init: Arc<InitLink>,
+    /// What they share in the guest.
+    pub volumes: Volumes,
+    /// What the host is to be told of them.
+    pub events: Arc<Events>,
+    /// Their output that has not reached its reader.
+    pub undelivered: Undelivered,
+}
+
+impl Surroundings {
+    /// Of a pod without containers.
+    pub fn new(init: Arc<InitLink>) -> Self {
+        Self {
+            init,
+            volumes: Volumes::default(),
+            events: Arc::default(),
+            undelivered: Undelivered::default(),
+        }
+    }
+}
