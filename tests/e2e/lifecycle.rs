@@ -4,8 +4,7 @@ use containerd_shim_protos::{
     api::{
         CloseIORequest, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest, PauseRequest,
         PidsRequest, PidsResponse, ResizePtyRequest, ResumeRequest, StartRequest, StartResponse,
-        StateRequest, StateResponse, StatsRequest, StatsResponse, UpdateTaskRequest, WaitRequest,
-        WaitResponse,
+        StateRequest, StateResponse, StatsRequest, StatsResponse, Status, UpdateTaskRequest,
     },
     protobuf::well_known_types::any::Any,
     ttrpc::Code,
@@ -73,12 +72,17 @@ impl Script<'_> {
         self.note(step, answer);
     }
 
-    fn wait(&mut self, exec: &str) {
-        let mut request = WaitRequest::new();
+    fn await_end(&mut self, exec: &str) {
+        let mut request = StateRequest::new();
         self.id.clone_into(&mut request.id);
         exec.clone_into(&mut request.exec_id);
-        let answer: WaitResponse = self.shim.call("Wait", &request).unwrap();
-        assert_eq!(answer.exit_status, 137);
+        loop {
+            let state: StateResponse = self.shim.call("State", &request).unwrap();
+            if state.status.enum_value() == Ok(Status::STOPPED) {
+                assert_eq!(state.exit_status, 137);
+                return;
+            }
+        }
     }
 
     fn exec(&mut self, step: &'static str, exec: &str) {
@@ -176,7 +180,7 @@ fn play(runtime: Runtime) -> Told {
     script.start("start it again", "e1");
     script.delete("delete a running process", "e1");
     script.kill("kill a process", "e1");
-    script.wait("e1");
+    script.await_end("e1");
     script.kill("kill an ended process", "e1");
     script.start("start an ended process", "e1");
     script.delete("delete an ended process", "e1");
@@ -192,7 +196,7 @@ fn play(runtime: Runtime) -> Told {
     script.resume("resume");
 
     script.kill("kill", "");
-    script.wait("");
+    script.await_end("");
     script.kill("kill an ended one", "");
     script.start("start an ended one", "");
     script.pause("pause an ended one");

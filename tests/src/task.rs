@@ -10,14 +10,9 @@ use containerd_shim_protos::{
 /// Where containerd keeps the bundles of its namespace `default`.
 const BUNDLES: &str = "/run/containerd/io.containerd.runtime.v2.task/default";
 
-/// A container's shim.
-pub struct Shim(Client);
-
-impl std::fmt::Debug for Shim {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Shim")
-    }
-}
+/// A container's shim, by its address.
+#[derive(Debug)]
+pub struct Shim(String);
 
 impl Shim {
     /// The shim that serves the task `id`.
@@ -27,7 +22,7 @@ impl Shim {
     #[must_use]
     pub fn of(id: &str) -> Self {
         let address = fs::read_to_string(format!("{BUNDLES}/{id}/address")).expect("the task has a bundle");
-        Self(Client::connect(address.trim()).expect("its shim listens"))
+        Self(address.trim().to_owned())
     }
 
     /// Calls `method` of the task service.
@@ -58,7 +53,8 @@ impl Shim {
         method.clone_into(&mut call.method);
         call.timeout_nano = 120_000_000_000;
         call.payload = request.write_to_bytes().expect("messages can be encoded");
-        match self.0.request(call) {
+        let client = Client::connect(&self.0).expect("the shim listens");
+        match client.request(call) {
             Ok(answer) => Ok(A::parse_from_bytes(&answer.payload).expect("the answer is of its type")),
             Err(Error::RpcStatus(status)) => Err((code(&status), status.message)),
             Err(error) => panic!("{method}: {error}"),
