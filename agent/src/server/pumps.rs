@@ -28,15 +28,15 @@ use super::{
     undelivered::{self, Undelivered},
 };
 
-/// Bytes moved at once: as many as a pipe holds.
-const BUFFER: usize = 64 * 1024;
-
 /// What the pipe of a program that fills the usual one may hold: the program and the agent take turns less often.
 const LARGE_PIPE: i32 = 1024 * 1024;
 
 /// The most bytes handed to the kernel for the host at once. It puts them, with what it keeps about them, into one block of
 /// memory: of 32 KiB there are always some, larger ones may be missing in a guest that has been up for long.
 const PACKET: usize = 32 * 1024 - 1024;
+
+/// Bytes moved at once: about as many as a pipe holds, and packets without a remainder.
+const BUFFER: usize = 2 * PACKET;
 
 /// How long the kernel is left alone when it has no memory for a packet.
 const NO_MEMORY_PAUSE: Duration = Duration::from_millis(20);
