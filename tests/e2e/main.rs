@@ -31,7 +31,7 @@ use std::{
     sync::{Mutex, MutexGuard, Once, PoisonError},
 };
 
-use sealock_tests::{ctr, host::Leavings};
+use sealock_tests::{cni, ctr, host::Leavings};
 
 /// A test's hold on the host: alone while it lasts, and what it made is gone when it ends well.
 struct Host {
@@ -47,6 +47,8 @@ impl Host {
         static FIRST: Once = Once::new();
         FIRST.call_once(|| {
             ctr::import_busybox();
+            // The directory of named network namespaces becomes a mount with the first.
+            drop(cni::Namespace::new("first"));
             for runtime in [ctr::Runtime::Runc, ctr::Runtime::Sealock] {
                 let output = ctr::Run::busybox(runtime, &["true"]).output();
                 assert!(output.status.success(), "{}", story(&output));

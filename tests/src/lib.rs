@@ -9,3 +9,4 @@ pub mod memory;
 pub mod mutation;
 pub mod pty;
 pub mod task;
+pub mod throughput;

@@ -13,6 +13,7 @@ use sealock_tests::{
     ctr::{self, Run, Runtime},
     host,
     memory::{Footprint, footprint},
+    throughput::{self, Throughput},
 };
 use serde::Serialize;
 
@@ -27,8 +28,9 @@ fn main() -> ExitCode {
     let name = std::env::args().nth(1).unwrap_or_default();
     let result = match name.as_str() {
         "start" => start(),
+        "net" => net(),
         _ => {
-            eprintln!("usage: sealock-bench start");
+            eprintln!("usage: sealock-bench start|net");
             return ExitCode::from(2);
         }
     };
@@ -319,4 +321,39 @@ fn print(figures: &Start) {
     ] {
         println!("{name:<34} {:8.1} MiB {budget}", mib(bytes / 1024));
     }
+}
+
+#[derive(Serialize)]
+struct Net {
+    sealock: Throughput,
+    runc: Throughput,
+}
+
+fn net() -> Result<()> {
+    let net = Net {
+        runc: throughput::measure(Runtime::Runc)?,
+        sealock: throughput::measure(Runtime::Sealock)?,
+    };
+    println!(
+        "{:14} {:>14} {:>14} {:>7}   {:>14} {:>14} {:>7}",
+        "", "Sealock Mbit/s", "runc Mbit/s", "ratio", "Sealock ns/B", "runc ns/B", "ratio"
+    );
+    for (name, sealock, runc) in [
+        ("pod to host", net.sealock.pod_to_host, net.runc.pod_to_host),
+        ("host to pod", net.sealock.host_to_pod, net.runc.host_to_pod),
+        ("pod to pod", net.sealock.pod_to_pod, net.runc.pod_to_pod),
+    ] {
+        println!(
+            "{name:14} {:14.1} {:14.1} {:7.3}   {:14.2} {:14.2} {:7.2}",
+            sealock.mbit_per_second,
+            runc.mbit_per_second,
+            sealock.mbit_per_second / runc.mbit_per_second,
+            sealock.cpu_ns_per_byte,
+            runc.cpu_ns_per_byte,
+            sealock.cpu_ns_per_byte / runc.cpu_ns_per_byte
+        );
+    }
+    fs::create_dir_all("/lab/out")?;
+    fs::write("/lab/out/net.json", serde_json::to_vec_pretty(&net)?)?;
+    Ok(())
 }
