@@ -75,7 +75,9 @@ impl Config {
         let id = fresh_id();
         let directory = TempDir::new_in("/run").expect("/run can be written to");
         let mut spec = self.0.clone();
-        spec["linux"]["cgroupsPath"] = json!(format!("/default/{id}"));
+        if let Some(linux) = spec["linux"].as_object_mut() {
+            linux.insert("cgroupsPath".to_owned(), json!(format!("/default/{id}")));
+        }
         let file = directory.path().join("config.json");
         fs::write(&file, spec.to_string()).expect("/run can be written to");
         let mut command = Command::new("ctr");
