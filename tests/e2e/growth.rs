@@ -134,7 +134,8 @@ fn memory_that_was_freed_goes_back_to_the_host() {
     let filled = idle.exec(&[], &["/usr/bin/python3", "-c", &hold(400)]);
     assert_eq!(text(&filled.stdout).trim(), "held 400", "{}", story(&filled));
     let held = resident();
-    assert!(held > before + 200, "{before} MiB before, {held} then");
+    // The first reports may have come by now.
+    assert!(held > before + 64, "{before} MiB before, {held} then");
     let deadline = Instant::now() + PATIENCE;
     let mut after = resident();
     while after > before + (held - before) / 2 && Instant::now() < deadline {
