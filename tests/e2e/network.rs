@@ -7,7 +7,7 @@ use std::{
 
 use sealock_tests::{
     cni::{self, Namespace},
-    ctr::{MINBASE, Run, Runtime, ctr, remove_fifos},
+    ctr::{MINBASE, Run, Runtime, ctr},
 };
 use serde_json::json;
 
