@@ -51,6 +51,14 @@ fn capabilities_and_privileges_are_as_specified() {
 }
 
 #[test]
+fn the_default_seccomp_profile_applies() {
+    as_under_runc(
+        &["--seccomp"],
+        "grep ^Seccomp: /proc/self/status; unshare -U true 2>/dev/null || echo refused",
+    );
+}
+
+#[test]
 fn user_and_groups_are_as_specified() {
     as_under_runc(
         &["--user", "1000:1001"],

@@ -28,6 +28,9 @@ const ALWAYS: &[&str] = &[
     "swiotlb=noforce",
     // One serial port, not four to probe.
     "8250.nr_uarts=1",
+    // There is no I/O APIC: interrupts are MSIs, but for the serial port's, which comes through the PIC. Without this the kernel
+    // masks the PIC, and what programs write to the console stays in its buffer.
+    "noapic",
     // Containers may make dummy interfaces; none is there from the first.
     "dummy.numdummies=0",
     // The initramfs' only program.
