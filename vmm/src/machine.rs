@@ -375,6 +375,11 @@ impl VcpuFactory {
         vcpu.set_cpuid2(&leaves)
             .map_err(kvm("set a virtual CPU's CPUID"))?;
         registers::model_specific(&vcpu).map_err(kvm("set a virtual CPU's model specific registers"))?;
+        // KVM looks for the receivers of interrupts when a local APIC changes, but not when there is one more: until then the
+        // guest's call to a processor that is added while it runs reaches nobody.
+        vcpu.get_lapic()
+            .and_then(|lapic| vcpu.set_lapic(&lapic))
+            .map_err(kvm("set a virtual CPU's local APIC"))?;
         Ok(vcpu)
     }
 }
