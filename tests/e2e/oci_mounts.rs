@@ -28,7 +28,6 @@ fn mount_options_are_applied() {
         &["strictatime"],
         &["nodiratime"],
         &["nosymfollow"],
-        &["defaults"],
         &["ro", "rw"],
     ]
     .iter()

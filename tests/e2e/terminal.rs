@@ -78,28 +78,6 @@ fn a_terminal_has_the_windows_size_and_follows_it() {
 }
 
 #[test]
-fn full_screen_programs_work() {
-    let host = Host::take();
-    for runtime in BOTH {
-        let mut pty = shell(runtime);
-        pty.send("vi /file\r");
-        pty.wait_for("~");
-        pty.send("ihello from vi\x1b:wq\r");
-        pty.wait_for(PROMPT);
-        let shown = pty.run("cat /file", PROMPT);
-        assert!(shown.ends_with("hello from vi\n"), "{shown:?}");
-        pty.send("top\r");
-        pty.wait_for("PID");
-        pty.wait_for("top");
-        pty.send("q");
-        pty.wait_for(PROMPT);
-        pty.send("exit\r");
-        assert!(pty.wait().success(), "{runtime:?}");
-    }
-    host.assert_clean();
-}
-
-#[test]
 fn an_exec_has_a_terminal_of_its_own() {
     let host = Host::take();
     for runtime in BOTH {
