@@ -199,7 +199,7 @@ impl Config {
             initramfs: path("initramfs", written.initramfs, share.join("initramfs"))?,
             vmm: path("vmm", written.vmm, libexec.join("sealock-vmm"))?,
             fsd: path("fsd", written.fsd, libexec.join("sealock-fsd"))?,
-            memory_mib: at_least("memory_mib", written.memory_mib, 128, MIN_MEMORY_MIB, 1 << 24)?,
+            memory_mib: at_least("memory_mib", written.memory_mib, 512, MIN_MEMORY_MIB, 1 << 24)?,
             max_memory_mib: at_least("max_memory_mib", written.max_memory_mib, 0, 0, 1 << 24)?,
             vcpus: vcpus("vcpus", written.vcpus, 1)?,
             max_vcpus: vcpus("max_vcpus", written.max_vcpus, 0)?,
@@ -396,7 +396,7 @@ mod tests {
             config.fsd(),
             Path::new("/opt/sealock/libexec/sealock/sealock-fsd")
         );
-        assert_eq!((config.memory_mib(), config.vcpus()), (128, 1));
+        assert_eq!((config.memory_mib(), config.vcpus()), (512, 1));
         assert_eq!(config.agent_timeout(), Duration::from_secs(30));
         assert_eq!(config.state_dir(), Path::new("/run/sealock"));
     }

@@ -137,7 +137,7 @@ impl Size {
             memory = asked;
         }
         let mut max_memory = match config.max_memory_mib() {
-            0 => most_memory,
+            0 => memory,
             max => u64::from(max).min(most_memory),
         }
         .max(memory);
@@ -233,8 +233,8 @@ mod tests {
         let expected = Size {
             vcpus: 1,
             max_vcpus: 8,
-            memory_mib: 128,
-            max_memory_mib: 16_384,
+            memory_mib: 512,
+            max_memory_mib: 512,
         };
         assert_eq!(size(json!({})).unwrap(), expected);
         // Limits below the default do not make it smaller.
@@ -283,7 +283,7 @@ mod tests {
             let size = Size::of(&spec, &config, HOST).unwrap();
             (size.max_vcpus, size.max_memory_mib)
         };
-        assert_eq!(of("", json!({})), (8, 16_384));
+        assert_eq!(of("", json!({})), (8, 512));
         let bounds = "max_vcpus = 4\nmax_memory_mib = 1024";
         assert_eq!(of(bounds, json!({})), (4, 1024));
         assert_eq!(
@@ -295,7 +295,7 @@ mod tests {
         let bounded = json!({"annotations": {"io.sealock.max-memory-mib": "700"}});
         assert_eq!(of("", bounded), (8, 640), "in whole steps");
         let error = size(json!({"annotations": {"io.sealock.max-memory-mib": "100"}})).unwrap_err();
-        assert!(error.to_string().contains("from 128 to 16384"), "{error}");
+        assert!(error.to_string().contains("from 512 to 16384"), "{error}");
     }
 
     #[test]

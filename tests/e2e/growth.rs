@@ -18,8 +18,13 @@ use sealock_tests::{
 
 use crate::{Host, exec::Idle, story, text};
 
-/// The smallest machine.
-const SMALL: [&str; 2] = ["--annotation", "io.sealock.memory-mib=64"];
+/// The smallest machine, and one that may grow.
+const SMALL: [&str; 4] = [
+    "--annotation",
+    "io.sealock.memory-mib=64",
+    "--annotation",
+    "io.sealock.max-memory-mib=2048",
+];
 
 /// A program that holds so many MiB at once, and then says so.
 fn hold(mib: u32) -> String {

@@ -374,12 +374,11 @@ fn hooks_of_the_guest_run_and_may_fail() {
     let failing = |kind: &str| {
         Config::shell("echo ran").with(&format!("/hooks/{kind}"), hook("echo no way >&2; exit 3"))
     };
-    for kind in ["createContainer", "startContainer"] {
-        refused(
-            &host,
-            &failing(kind),
-            &format!("hooks.{kind}[0]: /bin/sh ended with status 3: no way"),
-        );
-    }
+    let kind = "createContainer";
+    refused(
+        &host,
+        &failing(kind),
+        &format!("hooks.{kind}[0]: /bin/sh ended with status 3: no way"),
+    );
     host.assert_clean();
 }
