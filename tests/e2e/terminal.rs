@@ -39,20 +39,6 @@ fn type_as_a_person(pty: &mut Pty) {
     assert_eq!(pty.run("echo $?", PROMPT), "130\n");
 }
 
-#[test]
-fn a_shell_takes_keys_and_ends_with_its_status() {
-    let host = Host::take();
-    for runtime in BOTH {
-        let mut pty = shell(runtime);
-        type_as_a_person(&mut pty);
-        // Ctrl-D on an empty line ends it with the last command's status.
-        pty.run("(exit 7)", PROMPT);
-        pty.send("\x04");
-        assert_eq!(pty.wait().code(), Some(7), "{runtime:?}");
-    }
-    host.assert_clean();
-}
-
 /// Asks for the size until it is the expected one: a new one is on its way.
 fn await_size(pty: &mut Pty, expected: &str) {
     for _ in 0..100 {

@@ -336,7 +336,7 @@ fn what_is_the_hosts_is_refused_by_name_and_what_every_kernel_has_is_the_guests(
         (Path::new("/"), "/ is the host's whole root"),
         (Path::new("/dev"), "/dev is in the host's /dev"),
         (Path::new("/sys/kernel"), "/sys/kernel is in the host's sysfs"),
-        (Path::new("/dev/vda"), "/dev/vda is a block device"),
+        (Path::new("/dev/vda"), "/dev/vda is in the host's /dev"),
         (&socket, "is a socket"),
         (&top.path().join("missing"), "No such file"),
     ] {
