@@ -252,7 +252,7 @@ impl Config {
         self.memory_mib
     }
 
-    /// What a machine's memory can grow to, in MiB; 0 stands for the host's.
+    /// What a machine's memory can grow to, in MiB; 0 stands for what it starts with.
     #[must_use]
     pub fn max_memory_mib(&self) -> u32 {
         self.max_memory_mib
