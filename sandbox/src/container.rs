@@ -14,6 +14,7 @@ use crate::{
     error::{Error, line},
     guest_process::{Exit, GuestProcess},
     hooks::Hooks,
+    membership::is_pods_own,
     mount::Request as MountRequest,
     sandbox::Sandbox,
     share::ContainerShare,
@@ -31,10 +32,7 @@ pub struct ContainerRequest {
     pub namespace: String,
     /// The directory with its `config.json`.
     pub bundle: PathBuf,
-    /// Whether it is the pod's own container, which only holds what the others share: it gets no root file system, and no
-    /// program of its image is run.
-    pub pause: bool,
-    /// The mounts of its root file system; without any it is what the specification says.
+    /// The mounts of its root file system, unless it is the pod's own container; without any it is what the specification says.
     pub rootfs: Vec<MountRequest>,
     /// Its standard streams.
     pub stdio: Paths,
@@ -51,6 +49,9 @@ pub struct Container {
 
 /// What a container needs on the host.
 struct Prepared {
+    /// Whether it is the pod's own container, which only holds what the others share: it gets no root file system, and no
+    /// program of its image is run.
+    pause: bool,
     /// Its part of the share.
     share: Option<ContainerShare>,
     /// Its specification for the guest.
@@ -76,7 +77,7 @@ impl Sandbox {
             return Err(failure);
         }
         let prepared = prepared.inspect_err(|_| self.release_room(&request.id))?;
-        self.create_prepared(&request.id, request.pause, prepared).await
+        self.create_prepared(&request.id, prepared).await
     }
 
     /// Creates the pod's own container, which only holds what the others share, from `spec` alone.
@@ -88,21 +89,18 @@ impl Sandbox {
         let attachment = Attachment::new(self, id, false, Streams::default())?;
         let spec = spec::prepare_pause(spec, self.vmm_pid())?;
         let prepared = Prepared {
+            pause: true,
             share: None,
             spec,
             attachment,
             hooks: Hooks::default(),
         };
-        self.create_prepared(id, true, prepared).await
+        self.create_prepared(id, prepared).await
     }
 
-    async fn create_prepared(
-        self: &Arc<Self>,
-        id: &str,
-        pause: bool,
-        prepared: Prepared,
-    ) -> Result<Container, Error> {
+    async fn create_prepared(self: &Arc<Self>, id: &str, prepared: Prepared) -> Result<Container, Error> {
         let Prepared {
+            pause,
             share,
             spec,
             attachment,
@@ -158,8 +156,9 @@ impl Sandbox {
         if let Some(resources) = spec.pointer("/linux/resources") {
             self.promise(&request.id, Limits::of(resources));
         }
-        if request.pause {
+        if is_pods_own(&spec) {
             return Ok(Prepared {
+                pause: true,
                 share: None,
                 spec: spec::prepare_pause(spec, self.vmm_pid())?,
                 attachment,
@@ -172,6 +171,7 @@ impl Sandbox {
         share.mount_rootfs(&request.rootfs, &root)?;
         self.timeline().mark("rootfs_mounted");
         Ok(Prepared {
+            pause: false,
             share: Some(share),
             spec,
             attachment,

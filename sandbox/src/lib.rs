@@ -32,6 +32,7 @@ pub mod guest_process;
 pub mod hooks;
 pub mod launch;
 pub mod logger;
+pub mod membership;
 pub mod mount;
 pub mod network;
 pub mod process;

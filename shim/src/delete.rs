@@ -13,12 +13,13 @@ use sealock_sandbox::{
     error::line,
     guest_process::KILLED,
     hooks::Hooks,
+    membership::pod_of,
     process::monotonic_deadline,
     spec,
     state::{self, PodDir},
 };
 
-use crate::{address::Address, args::Args, membership::pod_of, status};
+use crate::{address::Address, args::Args, status};
 
 /// Why something is left.
 #[derive(Debug, thiserror::Error)]

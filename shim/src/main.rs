@@ -17,7 +17,6 @@ mod exec;
 mod info;
 mod lifecycle;
 mod log;
-mod membership;
 mod metrics;
 mod pod;
 mod pod_config;

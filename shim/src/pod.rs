@@ -16,7 +16,7 @@ use containerd_shim_protos::{
     ttrpc::{self, Code},
 };
 use sealock_sandbox::{
-    ContainerRequest, Error, GuestEvent, Kind, Sandbox, error::line, mount::Request as MountRequest, spec,
+    ContainerRequest, Error, GuestEvent, Kind, Sandbox, error::line, mount::Request as MountRequest,
     stdio::Paths,
 };
 use tokio::{
@@ -27,7 +27,6 @@ use tokio::{
 use crate::{
     events::Events,
     lifecycle::{Phase, Request},
-    membership::is_pods_own,
     status,
     task::Task,
 };
@@ -221,14 +220,11 @@ impl Pod {
             target: mount.target.clone(),
             options: mount.options.clone(),
         });
-        let bundle = std::path::PathBuf::from(&request.bundle);
-        let pause = spec::read(&bundle).is_ok_and(|spec| is_pods_own(&spec));
         let container = machine
             .create_container(&ContainerRequest {
                 id: request.id.clone(),
                 namespace: self.namespace.clone(),
-                bundle,
-                pause,
+                bundle: request.bundle.clone().into(),
                 rootfs: rootfs.collect(),
                 stdio: stdio.clone(),
             })

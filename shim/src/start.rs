@@ -6,12 +6,11 @@
 use std::{fs, io, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
 
 use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
-use sealock_sandbox::{Timeline, spec, state};
+use sealock_sandbox::{Timeline, membership::pod_of, spec, state};
 
 use crate::{
     address::{Address, Taken},
     args::Args,
-    membership::pod_of,
     serve::Shim,
 };
 

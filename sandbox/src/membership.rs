@@ -1,7 +1,8 @@
 //! To which pod a container belongs, and as what: by the annotations of Kubernetes' runtimes.
 
-use sealock_sandbox::spec::annotation;
 use serde_json::Value;
+
+use crate::spec::annotation;
 
 /// How containerd, CRI-O and cri-dockerd each name the pod's identifier and the container's type.
 const ANNOTATIONS: [(&str, &str); 3] = [
