@@ -27,6 +27,10 @@ pub const SHARE_TAG: &str = "sealock";
 /// The largest OCI specification handed to the agent, in bytes.
 pub const MAX_SPEC: usize = 1 << 20;
 
+/// In the specification of a container, the path of a namespace that is another container's of the pod begins with this; that
+/// one's identifier follows. Any other path stands for the pod's namespace.
+pub const NAMESPACE_OF: &str = "container:";
+
 /// The agent's first words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

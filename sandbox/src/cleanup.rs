@@ -84,7 +84,7 @@ fn at(path: &Path, verb: &str, error: io::Error) -> io::Error {
 }
 
 /// The mount points at and below `directory` in the order in which they were mounted.
-fn mounts_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
+pub(crate) fn mounts_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let table = fs::read("/proc/self/mountinfo")?;
     Ok(table
         .split(|&byte| byte == b'\n')

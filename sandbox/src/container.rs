@@ -19,7 +19,9 @@ use crate::{
     sandbox::Sandbox,
     share::ContainerShare,
     size::Limits,
-    spec, state,
+    spec::{self, Numbers},
+    stand_in::StandIn,
+    state,
     stdio::{Owner, Paths, Streams},
 };
 
@@ -45,6 +47,8 @@ pub struct Container {
     process: Arc<GuestProcess>,
     share: Mutex<Option<ContainerShare>>,
     hooks: Hooks,
+    /// Unless the pod's monitor stands for it.
+    stand_in: Option<StandIn>,
 }
 
 /// What a container needs on the host.
@@ -59,6 +63,7 @@ struct Prepared {
     /// Its streams.
     attachment: Attachment,
     hooks: Hooks,
+    stand_in: Option<StandIn>,
 }
 
 impl Sandbox {
@@ -80,6 +85,14 @@ impl Sandbox {
         self.create_prepared(&request.id, prepared).await
     }
 
+    /// What stands on the host for the container `id`: none of its own for the one that the pod is named after.
+    fn stand_in(&self, id: &str) -> Result<Option<StandIn>, Error> {
+        if id == self.id() {
+            return Ok(None);
+        }
+        self.stand_ins().start(id).map(Some).map_err(Error::StandIn)
+    }
+
     /// Creates the pod's own container, which only holds what the others share, from `spec` alone.
     ///
     /// # Errors
@@ -94,6 +107,7 @@ impl Sandbox {
             spec,
             attachment,
             hooks: Hooks::default(),
+            stand_in: None,
         };
         self.create_prepared(id, prepared).await
     }
@@ -105,13 +119,15 @@ impl Sandbox {
             spec,
             attachment,
             hooks,
+            stand_in,
         } = prepared;
+        let pid = stand_in.as_ref().map_or(self.vmm_pid(), StandIn::pid);
         let agent = self.ready().await?;
         self.refresh_volumes(&agent);
         let created = async {
             self.make_room().await?;
             // The machine is there, and the guest has not looked at the root file system yet.
-            self.run_create_hooks(&hooks).await?;
+            self.run_create_hooks(&hooks, pid).await?;
             self.answer(agent.create_container(id, spec, attachment.stdio(), pause))
                 .await
         };
@@ -141,6 +157,7 @@ impl Sandbox {
             )),
             share: Mutex::new(share),
             hooks,
+            stand_in,
         })
     }
 
@@ -156,6 +173,7 @@ impl Sandbox {
         if let Some(resources) = spec.pointer("/linux/resources") {
             self.promise(&request.id, Limits::of(resources));
         }
+        let stand_in = self.stand_in(&request.id)?;
         if is_pods_own(&spec) {
             return Ok(Prepared {
                 pause: true,
@@ -163,11 +181,16 @@ impl Sandbox {
                 spec: spec::prepare_pause(spec, self.vmm_pid())?,
                 attachment,
                 hooks,
+                stand_in,
             });
         }
         let root = spec::root(&spec, &request.bundle)?;
         let mut share = self.share().add(&request.id)?;
-        let spec = spec::prepare(spec, &request.id, &request.bundle, self.vmm_pid(), &mut share)?;
+        let numbers = Numbers {
+            pod: self.vmm_pid(),
+            containers: &self.stand_ins().all(),
+        };
+        let spec = spec::prepare(spec, &request.id, &request.bundle, numbers, &mut share)?;
         share.mount_rootfs(&request.rootfs, &root)?;
         self.timeline().mark("rootfs_mounted");
         Ok(Prepared {
@@ -176,13 +199,14 @@ impl Sandbox {
             spec,
             attachment,
             hooks,
+            stand_in,
         })
     }
 
-    async fn run_create_hooks(&self, hooks: &Hooks) -> Result<(), Error> {
+    async fn run_create_hooks(&self, hooks: &Hooks, pid: u32) -> Result<(), Error> {
         tokio::select! {
             biased;
-            run = hooks.create(self.vmm_pid()) => Ok(run?),
+            run = hooks.create(pid) => Ok(run?),
             reason = self.wait_ended() => Err(Error::Ended(reason)),
         }
     }
@@ -219,6 +243,15 @@ impl Container {
         &self.id
     }
 
+    /// The number of what stands for it on the host: a thread of this program, or the pod's monitor for the container that
+    /// the pod is named after.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.stand_in
+            .as_ref()
+            .map_or(self.sandbox().vmm_pid(), StandIn::pid)
+    }
+
     /// Its first process.
     #[must_use]
     pub fn process(&self) -> &Arc<GuestProcess> {
@@ -237,7 +270,7 @@ impl Container {
         self.process.attachment().open_stdin();
         let agent = self.process.agent();
         self.sandbox().answer(agent.start_container(&self.id)).await?;
-        self.hooks.started(self.sandbox().vmm_pid()).await;
+        self.hooks.started(self.pid()).await;
         let mut timeline = self.sandbox().timeline();
         if timeline
             .steps()

@@ -52,6 +52,9 @@ pub enum Error {
     /// The pod has ended.
     #[error("the pod has ended: {0}")]
     Ended(String),
+    /// There is no thread for a container.
+    #[error("cannot have a thread stand for the container")]
+    StandIn(#[source] std::io::Error),
     /// The machine can't have the size.
     #[error("cannot let the pod's machine grow: {0}")]
     Resize(String),
@@ -103,7 +106,9 @@ impl Error {
             Self::Config(_) | Self::Check(_) => Kind::FailedPrecondition,
             Self::NotStarted(error) => error.kind(),
             Self::Ended(_) => Kind::Unavailable,
-            Self::Launch(_) | Self::Resize(_) | Self::Undead(_) | Self::Cleanup(_) => Kind::Internal,
+            Self::Launch(_) | Self::StandIn(_) | Self::Resize(_) | Self::Undead(_) | Self::Cleanup(_) => {
+                Kind::Internal
+            }
         }
     }
 }

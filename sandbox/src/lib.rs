@@ -42,6 +42,7 @@ pub mod share;
 pub mod size;
 mod socket;
 pub mod spec;
+pub mod stand_in;
 pub mod state;
 pub mod stdio;
 pub mod timeline;

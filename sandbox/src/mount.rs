@@ -182,6 +182,8 @@ impl Options {
 pub struct Allow {
     /// Whether writing is refused.
     pub read_only: bool,
+    /// Whether it is refused in the mounts below, too, whatever those say themselves.
+    pub read_only_below: bool,
     /// Whether mounts below come along.
     pub recursive: bool,
     /// Whether what is mounted below on the host later appears, too.
@@ -211,6 +213,8 @@ pub fn mount(request: &Request, target: &Path) -> Result<(), Error> {
         let source = open_path(Path::new(&request.source)).map_err(|error| refused("open", error))?;
         let allow = Allow {
             read_only: options.flags.contains(MsFlags::MS_RDONLY),
+            // Nothing in a root file system is anybody else's to write.
+            read_only_below: options.flags.contains(MsFlags::MS_RDONLY),
             recursive: options.recursive,
             slave: false,
         };
@@ -283,23 +287,23 @@ pub fn open_path(path: &Path) -> io::Result<OwnedFd> {
 pub fn bind(source: BorrowedFd<'_>, target: &Path, allow: Allow) -> io::Result<()> {
     let tree = clone_tree(source, allow.recursive)?;
     let always = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-    // Read-only as far as it reaches: else a mount below would be a way around it.
-    let read_only = if allow.read_only {
-        libc::MOUNT_ATTR_RDONLY
-    } else {
-        0
-    };
+    let read_only = |wanted| if wanted { libc::MOUNT_ATTR_RDONLY } else { 0 };
     let propagation = if allow.slave {
         libc::MS_SLAVE
     } else {
         libc::MS_PRIVATE
     };
     let attributes = Attributes {
-        set: always | read_only,
+        set: always | read_only(allow.read_only_below),
         propagation,
         ..Attributes::default()
     };
     set_attributes(tree.as_fd(), attributes, true)?;
+    let attributes = Attributes {
+        set: read_only(allow.read_only),
+        ..Attributes::default()
+    };
+    set_attributes(tree.as_fd(), attributes, false)?;
     attach(tree.as_fd(), target)
 }
 
@@ -560,7 +564,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_only_bind_refuses_writes_below_too() {
+    fn a_read_only_bind_refuses_writes_below_only_where_asked_to() {
         let top = tempfile::tempdir().unwrap();
         let (from, to) = (top.path().join("from"), top.path().join("to"));
         fs::create_dir_all(from.join("below")).unwrap();
@@ -572,16 +576,20 @@ mod tests {
         };
         mount(&volume, &from.join("below")).expect("these tests need root");
         let source = open_path(&from).unwrap();
-        let allow = Allow {
-            read_only: true,
-            recursive: true,
-            slave: false,
-        };
-        bind(source.as_fd(), &to, allow).unwrap();
-        for path in ["file", "below/file"] {
-            let error = fs::write(to.join(path), "").unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(libc::EROFS), "{path}");
-            fs::write(from.join(path), "").unwrap();
+        for read_only_below in [true, false] {
+            let allow = Allow {
+                read_only: true,
+                read_only_below,
+                recursive: true,
+                slave: false,
+            };
+            bind(source.as_fd(), &to, allow).unwrap();
+            for (path, refused) in [("file", true), ("below/file", read_only_below)] {
+                let written = fs::write(to.join(path), "");
+                let error = written.err().and_then(|error| error.raw_os_error());
+                assert_eq!(error, refused.then_some(libc::EROFS), "{path}");
+                fs::write(from.join(path), "").unwrap();
+            }
         }
         crate::cleanup::unmount_below(top.path()).unwrap();
     }
@@ -596,6 +604,7 @@ mod tests {
         let source = open_path(top.path()).unwrap();
         let allow = Allow {
             read_only: false,
+            read_only_below: false,
             recursive: false,
             slave: false,
         };

@@ -37,6 +37,7 @@ use crate::{
     resize::Sizing,
     share::Share,
     socket::{self, AsyncSeqPacket},
+    stand_in::StandIns,
     state::{PodDir, Uid},
     timeline::Timeline,
 };
@@ -73,6 +74,7 @@ pub struct Sandbox {
     files: Mutex<Option<(Option<PodCgroup>, PodDir, Uid)>>,
     control: Arc<Control>,
     pub(crate) sizing: Sizing,
+    stand_ins: StandIns,
 }
 
 /// What happens by itself in a pod.
@@ -310,6 +312,7 @@ impl Launched {
             files: Mutex::new(Some((self.cgroup, self.dir, self.uid))),
             control: Arc::clone(&control),
             sizing: Sizing::new(self.size),
+            stand_ins: StandIns::default(),
         });
 
         for (name, stderr) in [("sealock-vmm", self.vmm_stderr), ("sealock-fsd", self.fsd_stderr)] {
@@ -575,7 +578,7 @@ impl Sandbox {
         &self.id
     }
 
-    /// The monitor's number on the host: what stands for the pod's processes there.
+    /// The monitor's number on the host: what stands for the pod there.
     #[must_use]
     pub fn vmm_pid(&self) -> u32 {
         self.vmm_pid
@@ -723,6 +726,10 @@ impl Sandbox {
 
     pub(crate) fn share(&self) -> &Share {
         &self.share
+    }
+
+    pub(crate) fn stand_ins(&self) -> &StandIns {
+        &self.stand_ins
     }
 
     pub(crate) fn ports(&self) -> &Ports {

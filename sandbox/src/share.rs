@@ -189,6 +189,7 @@ impl ContainerShare {
         }
         let allow = Allow {
             read_only: false,
+            read_only_below: false,
             recursive: true,
             slave: false,
         };
@@ -211,6 +212,14 @@ impl ContainerShare {
         let path = lease.path();
         self.held.push(lease);
         Ok(path)
+    }
+
+    /// The mounts below a shared volume that can be written, relative to it, in the order in which they were made.
+    ///
+    /// # Errors
+    /// The kernel doesn't tell.
+    pub fn writable_mounts_below(&self, volume: &str) -> io::Result<Vec<PathBuf>> {
+        self.volumes.writable_mounts_below(volume)
     }
 
     /// Shares a volume that the guest copies, until the pod's end. `None` when it can't be watched for changes.

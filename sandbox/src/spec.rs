@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use sealock_protocol::guest::MAX_SPEC;
+use sealock_protocol::guest::{MAX_SPEC, NAMESPACE_OF};
 use serde_json::Value;
 
 use crate::{
@@ -156,8 +156,17 @@ pub fn root(spec: &Value, bundle: &Path) -> Result<PathBuf, Error> {
     }
 }
 
+/// Who is who on the host: the numbers that stand for a pod's containers there.
+#[derive(Clone, Copy, Debug)]
+pub struct Numbers<'a> {
+    /// Stands for the pod: a namespace of that process is the pod's.
+    pub pod: u32,
+    /// Stand for containers, whose identifiers come with them.
+    pub containers: &'a [(u32, String)],
+}
+
 /// Prepares the specification of `container` for the guest, sharing what its bind mounts need, and returns it encoded.
-/// `pod_pid` is the process that stands for the pod on the host: a namespace of that one is the pod's.
+/// Namespaces are recognized as the pod's, or as a container's, by `numbers`.
 ///
 /// # Errors
 /// Something in it is not carried out; the field is named.
@@ -165,7 +174,7 @@ pub fn prepare(
     mut spec: Value,
     container: &str,
     bundle: &Path,
-    pod_pid: u32,
+    numbers: Numbers<'_>,
     share: &mut ContainerShare,
 ) -> Result<Vec<u8>, Error> {
     let root = spec
@@ -173,7 +182,7 @@ pub fn prepare(
         .and_then(Value::as_object_mut)
         .ok_or_else(|| invalid("root", "missing"))?;
     root.insert("path".to_owned(), format!("{container}/rootfs").into());
-    prepare_namespaces(&mut spec, pod_pid)?;
+    prepare_namespaces(&mut spec, numbers)?;
     prepare_cgroup(&mut spec)?;
     let pod = annotation(&spec, POD_UID).map(str::to_owned);
     bind::prepare(&mut spec, bundle, pod.as_deref(), share)?;
@@ -193,7 +202,11 @@ pub fn prepare(
 /// # Errors
 /// Something in it is not carried out; the field is named.
 pub fn prepare_pause(mut spec: Value, pod_pid: u32) -> Result<Vec<u8>, Error> {
-    prepare_namespaces(&mut spec, pod_pid)?;
+    let nobody = Numbers {
+        pod: pod_pid,
+        containers: &[],
+    };
+    prepare_namespaces(&mut spec, nobody)?;
     let mut kept = serde_json::Map::new();
     for name in ["ociVersion", "hostname", "domainname"] {
         if let Some(value) = spec.get_mut(name) {
@@ -229,7 +242,7 @@ const NOT_OF_THE_HOST: [(&str, &str); 3] = [
     ),
 ];
 
-fn prepare_namespaces(spec: &mut Value, pod_pid: u32) -> Result<(), Error> {
+fn prepare_namespaces(spec: &mut Value, numbers: Numbers<'_>) -> Result<(), Error> {
     const FIELD: &str = "linux.namespaces";
     let namespaces = spec
         .pointer_mut("/linux/namespaces")
@@ -240,17 +253,36 @@ fn prepare_namespaces(spec: &mut Value, pod_pid: u32) -> Result<(), Error> {
         let entry = namespace
             .as_object_mut()
             .ok_or_else(|| invalid(format!("{FIELD}[{index}]"), "not an object"))?;
-        let kind = entry.get("type").and_then(Value::as_str).unwrap_or_default();
-        listed.push(kind.to_owned());
+        let kind = entry
+            .get("type")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned();
+        listed.push(kind.clone());
         if kind == "network" {
             // The guest has one network namespace, the pod's; the path is the host's side of it.
             entry.remove("path");
             continue;
         }
-        match entry.get("path").and_then(Value::as_str) {
-            None | Some("") => {}
-            Some(path) if path == format!("/proc/{pod_pid}/ns/{}", namespace_file(kind)) => {}
-            Some(_) => {
+        let Some(path) = entry
+            .get("path")
+            .and_then(Value::as_str)
+            .filter(|path| !path.is_empty())
+        else {
+            continue;
+        };
+        let belongs_to = |pid: u32| path == format!("/proc/{pid}/ns/{}", namespace_file(&kind));
+        if belongs_to(numbers.pod) {
+            continue;
+        }
+        match numbers.containers.iter().find(|(pid, _)| belongs_to(*pid)) {
+            Some((_, container)) if kind == "pid" => {
+                let path = format!("{NAMESPACE_OF}{container}");
+                entry.insert("path".to_owned(), path.into());
+            }
+            // Whatever is not of processes, containers of a pod share with it.
+            Some(_) if ["ipc", "uts"].contains(&kind.as_str()) => {}
+            _ => {
                 return Err(unsupported(
                     format!("{FIELD}[{index}].path"),
                     "not a namespace of the pod: others are the host's and out of a microVM's reach",
@@ -302,7 +334,11 @@ mod tests {
         fs::write(top.path().join("hosts"), "").unwrap();
         let share = Share::create(path).expect("these tests need root");
         let mut container = share.add("c1").unwrap();
-        let result = prepare(spec, "c1", top.path(), 17, &mut container);
+        let numbers = Numbers {
+            pod: 17,
+            containers: &[(18, "c0".to_owned())],
+        };
+        let result = prepare(spec, "c1", top.path(), numbers, &mut container);
         drop(container);
         cleanup::unmount_below(top.path()).unwrap();
         result.map(|bytes| serde_json::from_slice(&bytes).unwrap())
@@ -325,6 +361,17 @@ mod tests {
         expected["root"]["path"] = "c1/rootfs".into();
         expected["linux"]["namespaces"][1] = json!({"type": "network"});
         assert_eq!(prepared(plain()).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_containers_processes_are_found_by_what_stands_for_it() {
+        let mut spec = plain();
+        spec["linux"]["namespaces"][0] = json!({"type": "pid", "path": "/proc/18/ns/pid"});
+        let prepared = prepared(spec).unwrap();
+        assert_eq!(
+            prepared["linux"]["namespaces"][0],
+            json!({"type": "pid", "path": "container:c0"})
+        );
     }
 
     #[test]

@@ -3,11 +3,38 @@
 use std::io::{self, Write};
 
 use containerd_shim_protos::{
-    protobuf::Message,
+    protobuf::{Message, well_known_types::any::Any},
     types::introspection::{RuntimeInfo, RuntimeVersion},
 };
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What containerd calls the OCI specification's `features.md` in JSON.
+const FEATURES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
+
+/// What is asked before it is used: containerd gives a container recursively read-only mounts only where "rro" is among the
+/// mount options.
+fn features() -> serde_json::Value {
+    serde_json::json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": "1.2.0",
+        "mountOptions": [
+            "atime", "bind", "defaults", "dev", "diratime", "exec", "loud", "noatime", "nodev", "nodiratime", "noexec",
+            "norelatime", "nostrictatime", "nosuid", "nosymfollow", "private", "ratime", "rbind", "rdev", "rdiratime",
+            "relatime", "remount", "rexec", "rnoatime", "rnodev", "rnodiratime", "rnoexec", "rnorelatime",
+            "rnostrictatime", "rnosuid", "rnosymfollow", "ro", "rprivate", "rrelatime", "rro", "rrw", "rslave",
+            "rstrictatime", "rsuid", "rsymfollow", "runbindable", "rw", "silent", "slave", "strictatime", "suid",
+            "symfollow", "tmpcopyup", "unbindable",
+        ],
+        "linux": {
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
+            "cgroup": {"v1": false, "v2": true, "systemd": true, "systemdUser": false, "rdma": false},
+            "seccomp": {"enabled": true},
+            "apparmor": {"enabled": false},
+            "selinux": {"enabled": false},
+        },
+    })
+}
 
 /// Answers containerd 2's `-info`: a `containerd.types.RuntimeInfo`.
 ///
@@ -19,6 +46,10 @@ pub fn print() -> io::Result<()> {
     let mut info = RuntimeInfo::new();
     info.name = "io.containerd.sealock.v2".to_owned();
     info.version = Some(version).into();
+    let mut any = Any::new();
+    FEATURES_TYPE.clone_into(&mut any.type_url);
+    any.value = serde_json::to_vec(&features()).map_err(io::Error::other)?;
+    info.features = Some(any).into();
     let bytes = info.write_to_bytes().map_err(io::Error::other)?;
     io::stdout().write_all(&bytes)
 }

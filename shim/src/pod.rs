@@ -234,7 +234,6 @@ impl Pod {
             container,
             request.bundle.clone(),
             stdio,
-            machine.vmm_pid(),
             Arc::clone(&self.events),
         ))
     }

@@ -1,7 +1,7 @@
 //! containerd's task service: the requests, turned into calls.
 //!
-//! A task's process number is its pod's machine monitor's: containerd and network plug-ins look processes up on the host,
-//! where the container's own don't exist.
+//! A task's process number is that of what stands for its container on the host, where the container's own processes don't
+//! exist: the machine's monitor for the container that the pod is named after, a thread of the shim's for each other one.
 
 use std::sync::Arc;
 

@@ -41,13 +41,13 @@ pub struct Task {
 }
 
 impl Task {
-    /// The task of a container that has just been created; `pid` stands for it on the host.
+    /// The task of a container that has just been created.
     #[must_use]
-    pub fn new(container: Container, bundle: String, stdio: Paths, pid: u32, events: Arc<Events>) -> Self {
+    pub fn new(container: Container, bundle: String, stdio: Paths, events: Arc<Events>) -> Self {
         Self {
             bundle,
             stdio,
-            pid,
+            pid: container.pid(),
             container,
             life: watch::Sender::new(Lifecycle::new()),
             execs: Mutex::default(),

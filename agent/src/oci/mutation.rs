@@ -33,7 +33,11 @@ fn a_broken_specification_is_a_plan_or_an_error_that_names_the_field() {
             let variant = variant(base, number);
             let known = [names(base), names(&variant.spec)].concat();
             let mut container = share.add("c1").unwrap();
-            let prepared = spec::prepare(variant.spec, "c1", top.path(), POD_PID, &mut container);
+            let numbers = spec::Numbers {
+                pod: POD_PID,
+                containers: &[],
+            };
+            let prepared = spec::prepare(variant.spec, "c1", top.path(), numbers, &mut container);
             let outcome = match prepared {
                 Ok(spec) => Container::parse(&spec)
                     .map(drop)

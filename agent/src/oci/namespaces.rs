@@ -1,5 +1,6 @@
 //! `linux.namespaces`: what a container shares with others.
 
+use sealock_protocol::guest::NAMESPACE_OF;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -27,6 +28,8 @@ pub enum NamespaceSource {
 pub struct Namespaces {
     /// Process ids.
     pub pid: NamespaceSource,
+    /// The container whose process ids they are, when they are neither its own nor the pod's; else empty.
+    pub pid_of: String,
     /// System V IPC and POSIX message queues.
     pub ipc: NamespaceSource,
     /// Host and domain name.
@@ -65,6 +68,15 @@ impl Namespaces {
             } else {
                 NamespaceSource::New
             };
+            let of = path.as_deref().and_then(|path| path.strip_prefix(NAMESPACE_OF));
+            if let Some(container) = of {
+                if kind != "pid" {
+                    return Err(SpecError::unsupported(format!(
+                        "{place}.path of another container's {kind} namespace"
+                    )));
+                }
+                container.clone_into(&mut namespaces.pid_of);
+            }
             match kind.as_str() {
                 "pid" => namespaces.pid = source,
                 "ipc" => namespaces.ipc = source,
@@ -153,6 +165,15 @@ mod tests {
     }
 
     #[test]
+    fn process_ids_can_be_another_containers() {
+        let namespaces = parse(r#"[{"type":"mount"},{"type":"pid","path":"container:c1"}]"#).unwrap();
+        assert_eq!(
+            (namespaces.pid, namespaces.pid_of.as_str()),
+            (NamespaceSource::Sandbox, "c1")
+        );
+    }
+
+    #[test]
     fn namespaces_that_are_not_done_are_refused_by_name() {
         for (list, message) in [
             (
@@ -162,6 +183,10 @@ mod tests {
             (
                 r#"[{"type":"time","path":"/proc/7/ns/time"}]"#,
                 "linux.namespaces[0].path of the time namespace is not supported",
+            ),
+            (
+                r#"[{"type":"ipc","path":"container:c1"}]"#,
+                "linux.namespaces[0].path of another container's ipc namespace is not supported",
             ),
             (
                 r#"[{"type":"mount","path":"/x"}]"#,

@@ -73,7 +73,8 @@ pub struct Container {
 }
 
 impl Container {
-    /// Creates a container up to the point where its process is about to execute. After an error nothing of it is left.
+    /// Creates a container up to the point where its process is about to execute: it may join the namespaces `shared` by the pod,
+    /// and the process ids of the others that are `known`. After an error nothing of it is left.
     ///
     /// # Errors
     /// The specification can't be carried out: the message names the field, or says why the program can't be executed.
@@ -83,6 +84,7 @@ impl Container {
         spec: &[u8],
         ports: &Stdio,
         shared: Option<&SharedNamespaces>,
+        known: impl FnOnce(&str) -> Result<Arc<Self>, Error>,
     ) -> Result<Arc<Self>, Error> {
         let (mut plan, limits) = oci::Container::parse(spec)?;
         check_terminal(&plan.process, ports)?;
@@ -91,11 +93,19 @@ impl Container {
         }
         around.volumes.prepare(&mut plan.mounts).await?;
         let kinds = Join::of(&plan.namespaces);
+        let target = match plan.namespaces.pid_of.as_str() {
+            "" => None,
+            id => Some(known(id)?),
+        };
         let join: Vec<_> = shared
             .map_or(&[][..], |shared| &shared.0)
             .iter()
             .filter(|(kind, _)| kinds.contains(kind))
-            .map(|(kind, namespace)| (*kind, namespace.as_fd()))
+            .map(|(kind, namespace)| match &target {
+                // The kernel takes a process for its namespace.
+                Some(target) if *kind == Join::Pid => (*kind, target.first.pidfd().as_fd()),
+                _ => (*kind, namespace.as_fd()),
+            })
             .collect();
         if join.len() != kinds.len() {
             return Err(Error::State(
@@ -343,8 +353,8 @@ async fn get_ready(
         guest,
     } = launched.map_err(|error| match error {
         NotLaunched::Failed(error) => error,
-        NotLaunched::Refused(Refusal::Clone(libc::ENOMEM)) if joins_pids => {
-            Error::State("linux.namespaces: the pod's process id namespace has ended with its first process")
+        NotLaunched::Refused(Refusal::Join(libc::ESRCH) | Refusal::Clone(libc::ENOMEM)) if joins_pids => {
+            Error::State("linux.namespaces: the process id namespace has ended with its first process")
         }
         NotLaunched::Refused(refusal) => Error::not_created(refusal),
     })?;

@@ -167,7 +167,8 @@ impl Pod {
         } else {
             let ports = request.stdio.clone().unwrap_or_default();
             let shared = shared.as_ref().map(|shared| &shared.namespaces);
-            Container::create(&self.around, id, &request.spec, &ports, shared).await
+            let known = |id: &str| self.container(id);
+            Container::create(&self.around, id, &request.spec, &ports, shared, known).await
         };
         let mut state = self.state();
         match created {

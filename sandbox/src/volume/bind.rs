@@ -11,6 +11,9 @@ use crate::{
     spec::{Error, invalid, unsupported},
 };
 
+/// The most mounts below a volume that are bound one by one.
+const MAX_MOUNTS_BELOW: usize = 64;
+
 /// What a mount entry asks for, as far as it concerns the host.
 struct Bind {
     destination: String,
@@ -38,45 +41,40 @@ pub fn prepare(
             .ok_or_else(|| invalid("mounts", "not a list"))?,
     };
     let mut devices = Vec::new();
-    let mut index = 0;
-    let mut failed = None;
-    mounts.retain_mut(|mount| {
-        let field = format!("mounts[{index}]");
-        index += 1;
-        if failed.is_some() {
-            return true;
-        }
-        match prepare_one(mount, &field, bundle, pod, share) {
-            Ok(None) => true,
-            Ok(Some(device)) => {
-                devices.push(device);
-                false
+    for (index, mut mount) in std::mem::take(mounts).into_iter().enumerate() {
+        match prepare_one(&mut mount, &format!("mounts[{index}]"), bundle, pod, share)? {
+            Prepared::Mount { below } => {
+                mounts.push(mount);
+                mounts.extend(below);
             }
-            Err(error) => {
-                failed = Some(error);
-                true
-            }
+            Prepared::Device(device) => devices.push(device),
         }
-    });
-    match failed {
-        Some(error) => Err(error),
-        None => add_devices(spec, devices),
     }
+    add_devices(spec, devices)
 }
 
-/// Changes one entry; or returns the device that takes its place.
+/// What becomes of an entry.
+enum Prepared {
+    /// It is mounted, and then what is `below` it.
+    Mount { below: Vec<Value> },
+    /// A device takes its place.
+    Device(Value),
+}
+
+/// Changes one entry.
 fn prepare_one(
     mount: &mut Value,
     field: &str,
     bundle: &Path,
     pod: Option<&str>,
     share: &mut ContainerShare,
-) -> Result<Option<Value>, Error> {
+) -> Result<Prepared, Error> {
     let mount = mount
         .as_object_mut()
         .ok_or_else(|| invalid(field, "not an object"))?;
+    let alone = Ok(Prepared::Mount { below: Vec::new() });
     let Some(bind) = Bind::parse(mount, field, bundle)? else {
-        return Ok(None);
+        return alone;
     };
     let refused = |source| Error::Volume {
         field: format!("{field}.source"),
@@ -87,14 +85,16 @@ fn prepare_one(
     if kind == Kind::Copied {
         if let Some(path) = share.copy_volume(&source).map_err(refused)? {
             become_type(mount, "sealock-copy", path, bind.options);
-            return Ok(None);
+            return alone;
         }
         kind = Kind::Shared;
     }
     match kind {
         Kind::Shared | Kind::Copied => {
             let path = share.add_volume(&source, bind.allow).map_err(refused)?;
+            let below = bind.mounts_below(&path, field, share)?;
             mount.insert("source".to_owned(), path.into());
+            return Ok(Prepared::Mount { below });
         }
         Kind::Memory(memory) => {
             let mut options = memory.options;
@@ -107,7 +107,7 @@ fn prepare_one(
         Kind::FileSystem(name) => become_type(mount, name, name.to_owned(), bind.options),
         Kind::Device { major, minor } => {
             let (user, group) = source.owner();
-            return Ok(Some(json!({
+            return Ok(Prepared::Device(json!({
                 "path": bind.destination,
                 "type": "c",
                 "major": major,
@@ -118,7 +118,7 @@ fn prepare_one(
             })));
         }
     }
-    Ok(None)
+    alone
 }
 
 fn become_type(mount: &mut Map<String, Value>, name: &str, source: String, options: Vec<String>) {
@@ -146,6 +146,47 @@ fn add_devices(spec: &mut Value, devices: Vec<Value>) -> Result<(), Error> {
 }
 
 impl Bind {
+    /// The guest sees one file system: what is read-only there is so as far as it reaches. A mount below a volume of which only
+    /// the top is to be read-only is bound once more for that reason.
+    fn mounts_below(&self, path: &str, field: &str, share: &ContainerShare) -> Result<Vec<Value>, Error> {
+        if !self.allow.read_only || self.allow.read_only_below || !self.allow.recursive {
+            return Ok(Vec::new());
+        }
+        let below = share.writable_mounts_below(path).map_err(|error| Error::Volume {
+            field: format!("{field}.source"),
+            source: super::Error::Share {
+                path: self.source.clone(),
+                source: error,
+            },
+        })?;
+        if below.len() > MAX_MOUNTS_BELOW {
+            return Err(unsupported(
+                format!("{field}.options"),
+                "\"ro\" of a volume with more than 64 writable mounts below it: \"rro\" is possible",
+            ));
+        }
+        let mut options: Vec<&str> = self.options.iter().map(String::as_str).collect();
+        options.retain(|option| *option != "ro");
+        options.push("rbind");
+        below
+            .iter()
+            .map(|relative| {
+                let relative = relative.to_str().ok_or_else(|| {
+                    unsupported(
+                        format!("{field}.source"),
+                        "a mount below it whose name is not UTF-8",
+                    )
+                })?;
+                Ok(json!({
+                    "destination": format!("{}/{relative}", self.destination.trim_end_matches('/')),
+                    "type": "bind",
+                    "source": format!("{path}/{relative}"),
+                    "options": options,
+                }))
+            })
+            .collect()
+    }
+
     /// Reads an entry; none if it isn't a bind mount.
     fn parse(mount: &Map<String, Value>, field: &str, bundle: &Path) -> Result<Option<Self>, Error> {
         let options: Vec<&str> = match mount.get("options") {
@@ -187,6 +228,11 @@ impl Bind {
                     .rev()
                     .find(|option| ["ro", "rw", "rro"].contains(option))
                     .is_some_and(|option| *option != "rw"),
+                read_only_below: options
+                    .iter()
+                    .rev()
+                    .find(|option| ["rro", "rrw"].contains(option))
+                    .is_some_and(|option| *option == "rro"),
                 recursive: has(&["rbind"]),
                 slave: has(&["slave", "rslave"]),
             },

@@ -12,6 +12,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
+use nix::{
+    errno::Errno,
+    sys::statvfs::{FsFlags, statvfs},
+};
+
 use super::{
     source::{FileType, Identity, Source},
     watch::Watch,
@@ -30,6 +35,7 @@ const DIRECTORY: &str = ".volumes";
 struct Key {
     identity: Identity,
     recursive: bool,
+    read_only_below: bool,
     slave: bool,
 }
 
@@ -87,6 +93,7 @@ impl Volumes {
         let key = Key {
             identity: source.identity(),
             recursive: allow.recursive,
+            read_only_below: allow.read_only_below,
             slave: allow.slave,
         };
         let mut table = self.table();
@@ -136,6 +143,7 @@ impl Volumes {
         };
         let allow = Allow {
             read_only: true,
+            read_only_below: true,
             recursive: false,
             slave: false,
         };
@@ -147,6 +155,31 @@ impl Volumes {
         }
         table.copied.insert(source.real.clone(), number);
         Ok(Some(path(number)))
+    }
+
+    /// The mounts below the shared `volume` that can be written, relative to it, in the order in which they were made.
+    ///
+    /// # Errors
+    /// The kernel doesn't tell.
+    pub fn writable_mounts_below(&self, volume: &str) -> io::Result<Vec<PathBuf>> {
+        let top = self.share.join(volume);
+        let mut below = Vec::new();
+        for place in cleanup::mounts_below(&top)? {
+            let Some(relative) = place
+                .strip_prefix(&top)
+                .ok()
+                .filter(|path| *path != Path::new(""))
+            else {
+                continue;
+            };
+            match statvfs(&place) {
+                Ok(status) if !status.flags().contains(FsFlags::ST_RDONLY) => below.push(relative.to_owned()),
+                // One that can't be reached is below another.
+                Ok(_) | Err(Errno::ENOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(below)
     }
 
     /// The watch on what is copied, when there is something and nobody has been given it yet, to run it.
@@ -295,6 +328,7 @@ mod tests {
 
     const WRITABLE: Allow = Allow {
         read_only: false,
+        read_only_below: false,
         recursive: true,
         slave: false,
     };
