@@ -27,6 +27,9 @@ use crate::{
 /// How long the ends of a container's other processes may be waited for once its first has ended.
 const EXECS_DEADLINE: Duration = Duration::from_secs(15);
 
+/// How long a container that failed to start may take to end, and to hand over what its hooks said.
+const STOP_DEADLINE: Duration = Duration::from_secs(30);
+
 /// A container as containerd's task.
 #[derive(Debug)]
 pub struct Task {
@@ -123,7 +126,24 @@ impl Task {
             let due = life.finish_start(started.is_ok());
             self.publish(due);
         });
+        if started.is_err() {
+            self.stop_after_failed_start().await;
+        }
         started.map_err(|error| status::of(&error))
+    }
+
+    /// A container that could not be started is stopped (OCI runtime.md, "Lifecycle"), and is so when its client hears of the
+    /// failure: a task that is only created is one that containerd's client does not delete.
+    async fn stop_after_failed_start(&self) {
+        const SIGKILL: u32 = 9;
+        // As a rule the process has ended by itself.
+        let _ = self.container.process().signal(SIGKILL, true).await;
+        if timeout(STOP_DEADLINE, self.exited()).await.is_err() {
+            tracing::error!(
+                container = self.container.id(),
+                "a container that failed to start does not end"
+            );
+        }
     }
 
     fn publish(&self, due: Due) {

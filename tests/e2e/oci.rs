@@ -1,9 +1,12 @@
 //! `process`, `linux` and `hooks` of the OCI specification, field by field: what a container's `config.json` says is so inside.
 
-use sealock_tests::{config::Config, ctr::Runtime};
+use sealock_tests::{
+    config::Config,
+    ctr::{Run, Runtime},
+};
 use serde_json::json;
 
-use crate::{Host, story, text};
+use crate::{Host, exec::Idle, story, text};
 
 /// What the container prints; it must end well.
 pub fn says(host: &Host, config: &Config) -> String {
@@ -252,6 +255,73 @@ fn clocks_can_be_elsewhere() {
     host.assert_clean();
 }
 
+fn ranges(first: u32) -> serde_json::Value {
+    json!([{"containerID": 0, "hostID": first, "size": 65536}])
+}
+
+fn in_user_namespace(script: &str) -> Config {
+    Config::shell(script)
+        .and("/linux/namespaces", json!({"type": "user"}))
+        .with("/linux/uidMappings", ranges(100_000))
+        .with("/linux/gidMappings", ranges(200_000))
+}
+
+#[test]
+fn a_user_namespace_makes_root_somebody_else() {
+    let host = Host::take();
+    let config = in_user_namespace(
+        "tr -s ' ' < /proc/self/uid_map; tr -s ' ' < /proc/self/gid_map; id -u; id -g; grep CapEff /proc/self/status; \
+         stat -c %u:%g /usr /dev /dev/null /run; echo x > /dev/null && head -c3 /dev/zero | wc -c; \
+         hostname; ls /sys/class/net; ulimit -n; cat /proc/self/oom_score_adj; mkdir /run/made && stat -c %u /run/made; \
+         cat /proc/sys/kernel/msgmax /proc/sys/kernel/domainname /proc/sys/net/ipv4/tcp_fin_timeout; echo out > /dev/stdout; \
+         awk '$5 == \"/proc\" || $5 == \"/sys\" || $5 == \"/dev/mqueue\" || $5 == \"/mnt\" {print $5}' /proc/self/mountinfo; \
+         mknod /run/null c 1 3 2>/dev/null || echo no devices",
+    )
+    .and(
+        "/mounts",
+        json!({"destination": "/mnt", "type": "bind", "source": "/usr/local", "options": ["rbind", "ro"]}),
+    )
+    .with("/linux/sysctl", json!({"kernel.msgmax": "4321", "kernel.domainname": "there", "net.ipv4.tcp_fin_timeout": "7"}))
+    .with("/hostname", json!("mapped"))
+    .with("/process/oomScoreAdj", json!(-500))
+    .with("/process/rlimits", json!([{"type": "RLIMIT_NOFILE", "soft": 500_000, "hard": 1_000_000}]));
+    let said = says(&host, &config);
+    let expected = " 0 100000 65536\n 0 200000 65536\n0\n0\nCapEff:\t0000000020000420\n\
+         65534:65534\n0:0\n0:0\n0:0\n3\nmapped\nlo\n500000\n-500\n0\n4321\nthere\n7\nout\n";
+    assert!(said.starts_with(expected), "{said}");
+    for place in ["/proc", "/sys", "/dev/mqueue", "/mnt"] {
+        assert!(said.contains(&format!("\n{place}\n")), "{said}");
+    }
+    assert!(said.ends_with("no devices\n"), "{said}");
+    host.assert_clean();
+}
+
+#[test]
+fn files_of_a_remapped_image_are_the_mapped_roots_and_so_is_what_joins() {
+    let host = Host::take();
+    let told = [Runtime::Runc, Runtime::Sealock].map(|runtime| {
+        let idle = Idle::run(Run::busybox(runtime, &["sleep", "1000"]).flag(&[
+            "--uidmap",
+            "0:100000:65536",
+            "--gidmap",
+            "0:200000:65536",
+        ]));
+        let script = "tr -s ' ' < /proc/self/uid_map; stat -c %u:%g / /bin/busybox; echo mine > /file; stat -c %u:%g /file; \
+             echo out > /dev/stdout; kill -0 1 && echo of one";
+        let joined = idle.exec(&[], &["sh", "-c", script]);
+        let other = idle.exec(&["--user", "1000:1000"], &["sh", "-c", "id -u; stat -c %u /proc/self"]);
+        assert!(joined.status.success(), "{}", story(&joined));
+        assert!(other.status.success(), "{}", story(&other));
+        (text(&joined.stdout), text(&other.stdout))
+    });
+    assert_eq!(told[0], told[1]);
+    assert_eq!(
+        told[1].0,
+        " 0 100000 65536\n0:0\n0:0\n0:0\nout\nof one\n"
+    );
+    host.assert_clean();
+}
+
 #[test]
 fn kernel_parameters_of_the_containers_namespaces_are_set() {
     let host = Host::take();
@@ -374,11 +444,12 @@ fn hooks_of_the_guest_run_and_may_fail() {
     let failing = |kind: &str| {
         Config::shell("echo ran").with(&format!("/hooks/{kind}"), hook("echo no way >&2; exit 3"))
     };
-    let kind = "createContainer";
-    refused(
-        &host,
-        &failing(kind),
-        &format!("hooks.{kind}[0]: /bin/sh ended with status 3: no way"),
-    );
+    for kind in ["createContainer", "startContainer"] {
+        refused(
+            &host,
+            &failing(kind),
+            &format!("hooks.{kind}[0]: /bin/sh ended with status 3: no way"),
+        );
+    }
     host.assert_clean();
 }

@@ -39,6 +39,20 @@ fn type_as_a_person(pty: &mut Pty) {
     assert_eq!(pty.run("echo $?", PROMPT), "130\n");
 }
 
+#[test]
+fn a_shell_takes_keys_and_ends_with_its_status() {
+    let host = Host::take();
+    for runtime in BOTH {
+        let mut pty = shell(runtime);
+        type_as_a_person(&mut pty);
+        // Ctrl-D on an empty line ends it with the last command's status.
+        pty.run("(exit 7)", PROMPT);
+        pty.send("\x04");
+        assert_eq!(pty.wait().code(), Some(7), "{runtime:?}");
+    }
+    host.assert_clean();
+}
+
 /// Asks for the size until it is the expected one: a new one is on its way.
 fn await_size(pty: &mut Pty, expected: &str) {
     for _ in 0..100 {
@@ -57,6 +71,28 @@ fn a_terminal_has_the_windows_size_and_follows_it() {
         await_size(&mut pty, "24 80");
         pty.resize(40, 100);
         await_size(&mut pty, "40 100");
+        pty.send("exit\r");
+        assert!(pty.wait().success(), "{runtime:?}");
+    }
+    host.assert_clean();
+}
+
+#[test]
+fn full_screen_programs_work() {
+    let host = Host::take();
+    for runtime in BOTH {
+        let mut pty = shell(runtime);
+        pty.send("vi /file\r");
+        pty.wait_for("~");
+        pty.send("ihello from vi\x1b:wq\r");
+        pty.wait_for(PROMPT);
+        let shown = pty.run("cat /file", PROMPT);
+        assert!(shown.ends_with("hello from vi\n"), "{shown:?}");
+        pty.send("top\r");
+        pty.wait_for("PID");
+        pty.wait_for("top");
+        pty.send("q");
+        pty.wait_for(PROMPT);
         pty.send("exit\r");
         assert!(pty.wait().success(), "{runtime:?}");
     }

@@ -13,7 +13,9 @@ pub const MAX_MESSAGE: usize = 4096;
 pub const START: &[u8] = b"S";
 
 const TERMINAL: u8 = b'T';
-/// Comes from the server with a descriptor, as an answer to [`Report::Unprivileged`].
+/// The server's first answer to [`Report::Unprivileged`]: what could be done for the process without it has been.
+pub const HELPED: &[u8] = b"M";
+/// Comes from the server with a descriptor, after [`HELPED`].
 pub const HELP: &[u8] = b"H";
 
 const UNPRIVILEGED: u8 = b'U';

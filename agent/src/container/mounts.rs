@@ -26,7 +26,7 @@ use crate::{
         },
         user_namespace,
     },
-    oci::{AttributeChange, Bind, Mount, MountKind, RootedPath, SharePath},
+    oci::{AttributeChange, Bind, Container, Mount, MountKind, RootedPath, SharePath},
 };
 
 /// Files of `/proc` that may be mounted over: those that tools replace by a container's own view. Over others a mount
@@ -78,11 +78,11 @@ impl Share {
     }
 }
 
-/// Puts the container's root file system where [`ROOTFS`] is.
+/// The container's root file system, mounted nowhere yet.
 ///
 /// # Errors
 /// It is not there, or no directory.
-pub fn attach_root(share: &Share, path: &SharePath) -> Result<RootFs, Failure> {
+pub fn root_tree(share: &Share, path: &SharePath) -> Result<OwnedFd, Failure> {
     let doing = || format!("root.path: mounting {:?} of the file share", path.as_str());
     let source = share.resolve(path).doing(doing)?;
     if !is_directory(&source).doing(doing)? {
@@ -91,7 +91,15 @@ pub fn attach_root(share: &Share, path: &SharePath) -> Result<RootFs, Failure> {
             path.as_str()
         )));
     }
-    let tree = clone_tree(source, true).doing(doing)?;
+    clone_tree(source, true).doing(doing)
+}
+
+/// Puts the container's root file system where [`ROOTFS`] is.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn attach_root(tree: OwnedFd) -> Result<RootFs, Failure> {
+    let doing = || "root.path: mounting it";
     let how = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let place = open(ROOTFS, how, Mode::empty()).doing(doing)?;
     attach(&tree, place).doing(doing)?;
@@ -106,11 +114,11 @@ pub fn attach_root(share: &Share, path: &SharePath) -> Result<RootFs, Failure> {
 pub fn mount_all(
     rootfs: &RootFs,
     share: &Share,
-    mounts: &[Mount],
+    container: &Container,
     mut helped: Option<impl Iterator<Item = OwnedFd>>,
 ) -> Result<Vec<OwnedFd>, Failure> {
     let mut read_only_later = Vec::new();
-    for mount in mounts {
+    for mount in &container.mounts {
         let doing = || format!("{}: mounting {:?}", mount.field, mount.destination);
         if mount.kind == MountKind::Present {
             change_present(rootfs, mount)?;
@@ -120,7 +128,7 @@ pub fn mount_all(
         let later = mount.starts_empty() && attributes.take_read_only();
         let before = rootfs.resolve(&mount.destination).ok();
         let tree = match &mut helped {
-            Some(helped) if needs_help(mount) => helped.next().ok_or(Errno::ENOENT).doing(doing)?,
+            Some(helped) if needs_help(mount, &container.namespaces) => helped.next().ok_or(Errno::ENOENT).doing(doing)?,
             _ => mapped_tree(mount, share)?,
         };
         let place = match (&mount.kind, is_directory(&tree).doing(doing)?) {

@@ -120,15 +120,21 @@ pub fn become_administrator() -> Result<(), Failure> {
     setresuid(uid, uid, uid).doing(|| "linux.uidMappings: becoming user 0 of the container")
 }
 
-/// Sets what belongs to the namespaces.
+/// Sets the names of the UTS namespace and its parameters, whose files are user 0's of the guest in any user namespace.
 ///
 /// # Errors
 /// The name or parameter that the kernel refuses.
-pub fn configure(container: &Container, proc: &GuestProc) -> Result<(), Failure> {
+pub fn configure_names(container: &Container, proc: &GuestProc) -> Result<(), Failure> {
     set_names(container.hostname.as_deref(), container.domainname.as_deref())?;
-    for sysctl in container.sysctl.iter().filter(|sysctl| !is_networks(sysctl)) {
-        set_parameter(sysctl, proc)?;
-    }
+    set_parameters(container, proc, is_name)
+}
+
+/// Sets the parameters of the other namespaces, as the administrator of the user namespace.
+///
+/// # Errors
+/// The parameter that the kernel refuses.
+pub fn configure(container: &Container, proc: &GuestProc) -> Result<(), Failure> {
+    set_parameters(container, proc, |sysctl| !is_name(sysctl) && !is_networks(sysctl))?;
     // The network is the guest's: the administrator of a user namespace may not.
     if container.namespaces.user == NamespaceSource::Guest {
         set_network_parameters(container, proc)?;
@@ -157,11 +163,20 @@ pub fn set_names(hostname: Option<&str>, domainname: Option<&str>) -> Result<(),
 /// # Errors
 /// The parameter that the kernel refuses.
 pub fn set_network_parameters(container: &Container, proc: &GuestProc) -> Result<(), Failure> {
-    container
-        .sysctl
-        .iter()
-        .filter(|sysctl| is_networks(sysctl))
-        .try_for_each(|sysctl| set_parameter(sysctl, proc))
+    set_parameters(container, proc, is_networks)
+}
+
+fn set_parameters(
+    container: &Container,
+    proc: &GuestProc,
+    which: impl Fn(&Sysctl) -> bool,
+) -> Result<(), Failure> {
+    let mut chosen = container.sysctl.iter().filter(|sysctl| which(sysctl));
+    chosen.try_for_each(|sysctl| set_parameter(sysctl, proc))
+}
+
+fn is_name(sysctl: &Sysctl) -> bool {
+    matches!(sysctl.path.as_str(), "kernel/hostname" | "kernel/domainname")
 }
 
 fn is_networks(sysctl: &Sysctl) -> bool {

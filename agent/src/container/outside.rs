@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use sealock_protocol::seqpacket::SeqPacket;
 
 use super::{
-    channel::{HELP, Report},
+    channel::{HELP, HELPED, Report},
     devices,
     failure::{Doing, Failure},
     mounts::{self, Share},
@@ -15,13 +15,25 @@ use super::{
 };
 use crate::{
     linux::{mount::map_ids, user_namespace},
-    oci::{Container, MountKind, NamespaceSource, to_outside},
+    oci::{Container, Mount, MountKind, NamespaceSource, Namespaces, to_outside},
 };
 
-/// Whether a mount of a container in a user namespace has to be made outside of it: `sysfs` belongs to the network namespace,
-/// which is the guest's, and only the guest's administrator may map ids of the guest's file systems.
-pub fn needs_help(mount: &crate::oci::Mount) -> bool {
-    mount.options.id_map.is_some() || matches!(&mount.kind, MountKind::FileSystem { name } if name == "sysfs")
+/// Whether a mount of a container in a user namespace has to be made outside of it. Only the guest's administrator finds the way
+/// to the pod's files, whoever owns the directories above them, and may map ids. And a file system that shows what belongs to a
+/// namespace is for that one's administrator: the network, which `sysfs` shows, is always the guest's, and so are cgroups and
+/// message queues for a container that has none of its own.
+pub fn needs_help(mount: &Mount, namespaces: &Namespaces) -> bool {
+    let guests = |name: &str| match name {
+        "sysfs" => true,
+        "cgroup2" => !namespaces.cgroup,
+        "mqueue" => namespaces.ipc == NamespaceSource::Guest,
+        _ => false,
+    };
+    match &mount.kind {
+        MountKind::Bind { .. } | MountKind::Volume(_) => true,
+        MountKind::FileSystem { name } => mount.options.id_map.is_some() || guests(name),
+        MountKind::Present => false,
+    }
 }
 
 /// The process's end: asks, and receives.
@@ -29,25 +41,34 @@ pub fn needs_help(mount: &crate::oci::Mount) -> bool {
 pub struct Helper<'a>(&'a SeqPacket);
 
 impl<'a> Helper<'a> {
-    /// Asks for help, and receives the first of it: when that has come the process has its mappings, too.
+    /// Asks for help, and waits until the process has its mappings.
     ///
     /// # Errors
     /// The server is gone.
-    pub fn ask(channel: &'a SeqPacket) -> Result<(Self, OwnedFd), Failure> {
+    pub fn ask(channel: &'a SeqPacket) -> Result<Self, Failure> {
         channel
             .send(&Report::Unprivileged.encode(), &[])
             .map_err(|error| Failure::Refused(format!("asking the server for help: {error}")))?;
-        let mut helper = Self(channel);
-        let first = helper.receive()?;
-        Ok((helper, first))
-    }
-
-    fn receive(&mut self) -> Result<OwnedFd, Failure> {
-        match self.0.receive(&mut [0; 8]) {
-            Ok((HELP, mut fds)) if fds.len() == 1 => Ok(fds.remove(0)),
-            _ => Err(Failure::Refused("the server does not help".to_owned())),
+        match channel.receive(&mut [0; 8]) {
+            Ok((HELPED, fds)) if fds.is_empty() => Ok(Self(channel)),
+            _ => Err(no_help()),
         }
     }
+
+    /// The next of what [`help`] has made.
+    ///
+    /// # Errors
+    /// There is no more, or no server.
+    pub fn receive(&mut self) -> Result<OwnedFd, Failure> {
+        match self.0.receive(&mut [0; 8]) {
+            Ok((HELP, mut fds)) if fds.len() == 1 => Ok(fds.remove(0)),
+            _ => Err(no_help()),
+        }
+    }
+}
+
+fn no_help() -> Failure {
+    Failure::Refused("the server does not help".to_owned())
 }
 
 impl Iterator for Helper<'_> {
@@ -77,8 +98,8 @@ pub fn streams_owner(container: &Container) -> Result<Option<u32>, Failure> {
 }
 
 /// Helps the process `pid` of the guest, which is in its user namespace and waits. What it is given, one by one, are mounts that
-/// are nowhere yet: device nodes, named by their number in [`Container::devices`], and then what the mounts which [`needs_help`]
-/// show, in their order.
+/// are nowhere yet: device nodes, named by their number in [`Container::devices`], the root file system, and then what the mounts
+/// which [`needs_help`] show, in their order.
 ///
 /// # Errors
 /// The field that can't be applied.
@@ -94,11 +115,12 @@ pub fn help(container: &Container, pid: i32) -> Result<Vec<OwnedFd>, Failure> {
     privileges::schedule(&container.process, pid)?;
     namespaces::set_network_parameters(container, &proc)?;
     let share = Share::open()?;
-    let mut made = vec![devices::stage(
-        &container.devices,
-        &container.namespaces.id_mappings,
-    )?];
-    for mount in container.mounts.iter().filter(|mount| needs_help(mount)) {
+    let mut made = vec![
+        devices::stage(&container.devices, &container.namespaces.id_mappings)?,
+        mounts::root_tree(&share, &container.root.path)?,
+    ];
+    let helped = |mount: &&Mount| needs_help(mount, &container.namespaces);
+    for mount in container.mounts.iter().filter(helped) {
         let tree = mounts::tree(mount, &share)?;
         if let Some(recursive) = mounts::id_map_depth(mount) {
             let namespace = proc

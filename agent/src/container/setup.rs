@@ -1,6 +1,6 @@
 //! The order in which a container's first process becomes ready, waits, and executes its program.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use sealock_protocol::seqpacket::SeqPacket;
 
@@ -45,15 +45,17 @@ fn prepare(given: Given, channel: &SeqPacket) -> Result<Program, Failure> {
         Some(Helper::ask(channel)?)
     };
     namespaces::set_clocks(&container, &proc)?;
-    if help.is_some() {
-        namespaces::become_administrator()?;
-    } else {
+    let helped = help.is_some();
+    if !helped {
         privileges::adjust_oom_score(&container.process, 0, &proc)?;
     }
     namespaces::enter(&container, &given.join)?;
     drop(given.join);
+    namespaces::configure_names(&container, &proc)?;
+    if helped {
+        namespaces::become_administrator()?;
+    }
     namespaces::configure(&container, &proc)?;
-    let helped = help.is_some();
     let terminal = enter_root(&container, &proc, channel, help)?;
     drop(proc);
     if !helped {
@@ -69,12 +71,15 @@ fn enter_root(
     container: &Container,
     proc: &GuestProc,
     channel: &SeqPacket,
-    help: Option<(Helper<'_>, OwnedFd)>,
+    mut help: Option<Helper<'_>>,
 ) -> Result<Option<Slave>, Failure> {
     let share = Share::open()?;
-    let rootfs = mounts::attach_root(&share, &container.root.path)?;
-    let (helper, staged) = help.unzip();
-    let read_only_later = mounts::mount_all(&rootfs, &share, &container.mounts, helper)?;
+    let (staged, tree) = match &mut help {
+        None => (None, mounts::root_tree(&share, &container.root.path)?),
+        Some(helper) => (Some(helper.receive()?), helper.receive()?),
+    };
+    let rootfs = mounts::attach_root(tree)?;
+    let read_only_later = mounts::mount_all(&rootfs, &share, container, help)?;
     devices::create(&rootfs, &container.devices, container.own_dev, staged)?;
     // While /dev can still be written to.
     let terminal = match container.process.terminal {

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     container::{
         Failure,
-        channel::{HELP, MAX_MESSAGE, Report, START},
+        channel::{HELP, HELPED, MAX_MESSAGE, Report, START},
         outside,
     },
     link::{Join, NewNamespaces, Refusal, Role},
@@ -186,12 +186,10 @@ impl Conversation {
         let conversation = async {
             let heard = self.hear(doing).await?;
             if let Heard::Unprivileged = heard {
-                for fd in help()? {
-                    match self.packets.send(HELP, &[fd.as_fd()]).await {
-                        // It has said why it ended.
-                        Ok(()) | Err(seqpacket::Error::Closed) => {}
-                        Err(error) => return Err(Error::Link { doing, error }),
-                    }
+                let made = help()?;
+                self.say(doing, HELPED, &[]).await?;
+                for fd in made {
+                    self.say(doing, HELP, &[fd.as_fd()]).await?;
                 }
                 return self.hear(doing).await;
             }
@@ -207,17 +205,26 @@ impl Conversation {
         }
     }
 
+    async fn say(
+        &self,
+        doing: &'static str,
+        words: &[u8],
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), Error> {
+        match self.packets.send(words, fds).await {
+            // One that has ended has said why, or will be heard of.
+            Ok(()) | Err(seqpacket::Error::Closed) => Ok(()),
+            Err(error) => Err(Error::Link { doing, error }),
+        }
+    }
+
     /// Lets the process execute its program, and waits until it has.
     ///
     /// # Errors
     /// The program can't be executed. The process ends by itself then.
     pub async fn execute(&mut self) -> Result<(), Error> {
         let doing = "starting the process";
-        match self.packets.send(START, &[]).await {
-            // One that has ended will be heard of.
-            Ok(()) | Err(seqpacket::Error::Closed) => {}
-            Err(error) => return Err(Error::Link { doing, error }),
-        }
+        self.say(doing, START, &[]).await?;
         let heard = timeout(SETUP_DEADLINE, self.hear(doing))
             .await
             .map_err(|_| Error::Deadline("executing the program"))?;
