@@ -62,6 +62,16 @@ impl Sandbox {
     pub(crate) async fn make_room(&self) -> Result<(), Error> {
         let (memory, cpus) = size::needed(self.sizing.promised().values());
         let most = self.sizing.at_start();
+        if memory > most.max_memory_mib.into() || cpus > most.max_vcpus.into() {
+            tracing::warn!(
+                sandbox = self.id(),
+                memory_mib = memory,
+                vcpus = cpus,
+                max_memory_mib = most.max_memory_mib,
+                max_vcpus = most.max_vcpus,
+                "the containers' limits are more than the machine can have: it gets as much as it can"
+            );
+        }
         let vcpus = u8::try_from(cpus).map_or(most.max_vcpus, |cpus| cpus.min(most.max_vcpus));
         let memory = u32::try_from(memory).map_or(most.max_memory_mib, |mib| mib.min(most.max_memory_mib));
         self.resize(vcpus, memory).await

@@ -417,7 +417,7 @@ impl Processes {
             let said = said.borrow();
             match (&said.exited, first) {
                 (_, Some(FILE_SERVER)) => format!("{FILE_SERVER} ({})", status(fsd)),
-                (Some((reason, detail, console)), _) => describe_exit(&id, *reason, detail, console),
+                (Some((reason, detail, console)), _) => describe_exit(&id, *reason, detail, console, stopped),
                 (None, Some(first)) => first.to_owned(),
                 (None, None) => format!("the virtual machine monitor ended ({})", status(vmm)),
             }
@@ -435,17 +435,20 @@ fn status(status: Option<ExitStatus>) -> String {
     status.map_or_else(|| "unknown".to_owned(), process::describe)
 }
 
-/// A machine's end in one line; its console goes into the log.
-fn describe_exit(id: &str, reason: ExitReason, detail: &str, console: &str) -> String {
+/// A machine's end in one line; its console goes into the log, unless it was to end.
+fn describe_exit(id: &str, reason: ExitReason, detail: &str, console: &str, wanted: bool) -> String {
     let mut text = launch::describe(reason).to_owned();
     if !detail.is_empty() {
         text.push_str(": ");
         text.push_str(&printable(detail, 512));
     }
-    if matches!(
-        reason,
-        ExitReason::Panic | ExitReason::TripleFault | ExitReason::Reboot
-    ) {
+    let failed = match reason {
+        ExitReason::Panic | ExitReason::TripleFault | ExitReason::Reboot => true,
+        // An agent that panics says so on the console, and then the guest is powered off.
+        ExitReason::Poweroff => !wanted && !console.trim().is_empty(),
+        _ => false,
+    };
+    if failed {
         log_console(id, console);
         text.push_str(&console_clause(&last_lines(console)));
     }

@@ -286,7 +286,7 @@ fn a_user_namespace_makes_root_somebody_else() {
     .with("/process/oomScoreAdj", json!(-500))
     .with("/process/rlimits", json!([{"type": "RLIMIT_NOFILE", "soft": 500_000, "hard": 1_000_000}]));
     let said = says(&host, &config);
-    let expected = " 0 100000 65536\n 0 200000 65536\n0\n0\nCapEff:\t0000000020000420\n\
+    let expected = " 0 100000 65536\n 0 200000 65536\n0\n0\nCapEff:\t00000000a80425fb\n\
          65534:65534\n0:0\n0:0\n0:0\n3\nmapped\nlo\n500000\n-500\n0\n4321\nthere\n7\nout\n";
     assert!(said.starts_with(expected), "{said}");
     for place in ["/proc", "/sys", "/dev/mqueue", "/mnt"] {
@@ -315,10 +315,7 @@ fn files_of_a_remapped_image_are_the_mapped_roots_and_so_is_what_joins() {
         (text(&joined.stdout), text(&other.stdout))
     });
     assert_eq!(told[0], told[1]);
-    assert_eq!(
-        told[1].0,
-        " 0 100000 65536\n0:0\n0:0\n0:0\nout\nof one\n"
-    );
+    assert_eq!(told[1].0, " 0 100000 65536\n0:0\n0:0\n0:0\nout\nof one\n");
     host.assert_clean();
 }
 

@@ -83,14 +83,22 @@ fn full_screen_programs_work() {
     for runtime in BOTH {
         let mut pty = shell(runtime);
         pty.send("vi /file\r");
-        pty.wait_for("~");
-        pty.send("ihello from vi\x1b:wq\r");
+        pty.wait_for("- /file");
+        pty.send("i");
+        pty.wait_for("I /file");
+        pty.send("hello from vi");
+        pty.wait_for("hello from vi");
+        // What comes at once after Escape would be part of a key's code: a person looks first.
+        pty.send("\x1b");
+        pty.wait_for("- /file");
+        pty.send(":wq\r");
         pty.wait_for(PROMPT);
         let shown = pty.run("cat /file", PROMPT);
         assert!(shown.ends_with("hello from vi\n"), "{shown:?}");
         pty.send("top\r");
         pty.wait_for("PID");
         pty.wait_for("top");
+        pty.wait_for("PID");
         pty.send("q");
         pty.wait_for(PROMPT);
         pty.send("exit\r");

@@ -68,11 +68,18 @@ impl Pty {
         }
     }
 
-    /// Types.
+    /// Types: a few keys, fewer than a terminal takes without a program that reads them.
     ///
     /// # Panics
-    /// The terminal is gone.
+    /// The terminal is gone, or takes no input for long.
     pub fn send(&mut self, keys: &str) {
+        let mut fds = [PollFd::new(self.master.as_fd(), PollFlags::POLLOUT)];
+        let timeout = PollTimeout::try_from(DEADLINE).unwrap_or(PollTimeout::MAX);
+        assert!(
+            matches!(poll(&mut fds, timeout), Ok(1)),
+            "no input is taken:\n{}",
+            self.seen
+        );
         self.master
             .write_all(keys.as_bytes())
             .expect("the terminal takes input");

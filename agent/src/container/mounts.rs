@@ -128,7 +128,9 @@ pub fn mount_all(
         let later = mount.starts_empty() && attributes.take_read_only();
         let before = rootfs.resolve(&mount.destination).ok();
         let tree = match &mut helped {
-            Some(helped) if needs_help(mount, &container.namespaces) => helped.next().ok_or(Errno::ENOENT).doing(doing)?,
+            Some(helped) if needs_help(mount, &container.namespaces) => {
+                helped.next().ok_or(Errno::ENOENT).doing(doing)?
+            }
             _ => mapped_tree(mount, share)?,
         };
         let place = match (&mount.kind, is_directory(&tree).doing(doing)?) {

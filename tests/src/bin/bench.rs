@@ -1,9 +1,9 @@
 //! Benchmarks, run in the lab by `scripts/bench`: a table for people on standard output, JSON in `/lab/out`.
 
 use std::{
-    fs,
+    fs, io,
     io::Read,
-    process::{Child, ExitCode},
+    process::{Child, Command, ExitCode, Stdio},
     time::{Duration, Instant},
 };
 
@@ -29,8 +29,10 @@ fn main() -> ExitCode {
     let result = match name.as_str() {
         "start" => start(),
         "net" => net(),
+        "exec" => exec(),
+        "logs" => logs(),
         _ => {
-            eprintln!("usage: sealock-bench start|net");
+            eprintln!("usage: sealock-bench start|net|exec|logs [MIB]");
             return ExitCode::from(2);
         }
     };
@@ -321,6 +323,131 @@ fn print(figures: &Start) {
     ] {
         println!("{name:<34} {:8.1} MiB {budget}", mib(bytes / 1024));
     }
+}
+
+/// Two samples side by side.
+#[derive(Serialize)]
+struct Beside {
+    sealock_ms: Sample,
+    runc_ms: Sample,
+    /// Sealock's median by runc's.
+    ratio: f64,
+}
+
+impl Beside {
+    fn of(sealock: Vec<f64>, runc: Vec<f64>) -> Result<Self> {
+        let (sealock_ms, runc_ms) = (Sample::of(sealock)?, Sample::of(runc)?);
+        Ok(Self {
+            ratio: sealock_ms.median / runc_ms.median,
+            sealock_ms,
+            runc_ms,
+        })
+    }
+
+    fn print(&self, what: &str) {
+        for (name, sample) in [("sealock", &self.sealock_ms), ("runc", &self.runc_ms)] {
+            let text = format!("{what}: {name}");
+            println!(
+                "{text:<34} {:8.0} ms   {:.0}-{:.0} (half of {} runs)",
+                sample.median, sample.quartiles[0], sample.quartiles[1], sample.runs
+            );
+        }
+    }
+}
+
+fn exec() -> Result<()> {
+    ctr::import_busybox();
+    let sleepers = [Sleeper::start(Runtime::Sealock)?, Sleeper::start(Runtime::Runc)?];
+    let mut times = [Vec::new(), Vec::new()];
+    for round in 0..WARM_UP + 2 * RUNS {
+        for (sleeper, times) in sleepers.iter().zip(&mut times) {
+            let began = Instant::now();
+            let exec_id = ctr::fresh_id();
+            let output = ctr::ctr(&["task", "exec", "--exec-id", &exec_id, &sleeper.id, "true"]);
+            let took = began.elapsed();
+            ensure!(
+                output.status.success(),
+                "{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            if round >= WARM_UP {
+                times.push(took.as_secs_f64() * 1e3);
+            }
+        }
+    }
+    drop(sleepers);
+    let [sealock, runc] = times;
+    let figures = Beside::of(sealock, runc)?;
+    figures.print("ctr task exec true");
+    println!("{:<34} {:8.2}      aim 0.2", "  ratio", figures.ratio);
+    fs::create_dir_all("/lab/out")?;
+    fs::write("/lab/out/exec.json", serde_json::to_vec_pretty(&figures)?)?;
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Logs {
+    mib: u64,
+    times: Beside,
+    /// Sealock's throughput by runc's.
+    ratio: f64,
+}
+
+/// Lines of a log from a container, by containerd's FIFO and `ctr`, to a reader that counts them.
+fn logs() -> Result<()> {
+    const ROUNDS: usize = 3;
+    const MIB: u64 = 1 << 20;
+    let mib = match std::env::args().nth(2) {
+        None => 1024,
+        Some(words) => words
+            .parse()
+            .with_context(|| format!("{words:?} is no number of MiB"))?,
+    };
+    ctr::import_busybox();
+    let line = "2026-01-01T00:00:00.000000000Z INFO a service has done something for somebody, and says so at length";
+    let script = format!("yes '{line}' | head -c {}", mib * MIB);
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        for (runtime, times) in [Runtime::Sealock, Runtime::Runc].into_iter().zip(&mut times) {
+            times.push(flood(
+                Run::busybox(runtime, &["sh", "-c", &script])
+                    .flag(&["--rm"])
+                    .to_command(),
+                mib * MIB,
+            )?);
+        }
+    }
+    let [sealock, runc] = times;
+    let times = Beside::of(sealock, runc)?;
+    times.print(&format!("{mib} MiB of log"));
+    let figures = Logs {
+        mib,
+        ratio: 1.0 / times.ratio,
+        times,
+    };
+    println!(
+        "{:<34} {:8.2}      at least 0.5",
+        "  ratio of throughput", figures.ratio
+    );
+    fs::create_dir_all("/lab/out")?;
+    fs::write("/lab/out/logs.json", serde_json::to_vec_pretty(&figures)?)?;
+    Ok(())
+}
+
+/// Milliseconds from the first byte of a command's output to its last; there must be `expected` bytes.
+fn flood(mut command: Command, expected: u64) -> Result<f64> {
+    let mut client = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let mut output = client.stdout.take().context("its output is piped")?;
+    output.read_exact(&mut [0]).context("no output")?;
+    let began = Instant::now();
+    let read = 1 + io::copy(&mut output, &mut io::sink())?;
+    let took = began.elapsed();
+    let status = client.wait()?;
+    ensure!(
+        status.success() && read == expected,
+        "{read} bytes of {expected}, {status}"
+    );
+    Ok(took.as_secs_f64() * 1e3)
 }
 
 #[derive(Serialize)]
