@@ -205,12 +205,7 @@ impl Conversation {
         }
     }
 
-    async fn say(
-        &self,
-        doing: &'static str,
-        words: &[u8],
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<(), Error> {
+    async fn say(&self, doing: &'static str, words: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
         match self.packets.send(words, fds).await {
             // One that has ended has said why, or will be heard of.
             Ok(()) | Err(seqpacket::Error::Closed) => Ok(()),
