@@ -22,8 +22,8 @@ pub const CONSOLE_TAIL: usize = 32 * 1024;
 pub enum Request {
     /// Boot this machine. Once, as the first message. Descriptors, in this order: `/dev/kvm`, the kernel (an ELF
     /// `vmlinux`), the initramfs, an empty directory for the VMM's root, the vsock broker's socket
-    /// ([`crate::broker`]), the file server's socket ([`crate::relay`]); then, for each of [`MachineConfig::nets`],
-    /// [`NetConfig::descriptors`].
+    /// ([`crate::broker`]), the file server's socket ([`crate::relay`]); then, with [`MachineConfig::template`],
+    /// [`TEMPLATE_FDS`]; then, for each of [`MachineConfig::nets`], [`NetConfig::descriptors`].
     Configure(MachineConfig),
     /// Answer with [`Event::Console`].
     ReadConsole,
@@ -34,6 +34,10 @@ pub enum Request {
         /// Of the device.
         mac: [u8; 6],
     },
+    /// Save the machine, which has one virtual CPU, no network and no mounted file system, and whose agent has said hello and
+    /// waits. Descriptors: [`TEMPLATE_FDS`], two empty files to be written. Answered with [`Event::Saved`]; the machine doesn't run
+    /// any more then.
+    Save,
     /// Let the machine have this much from now on, within its bounds; what it has more of stays. Answered with
     /// [`Event::Resized`].
     Resize {
@@ -56,6 +60,9 @@ pub const fn memory_step_mib(boot_mib: u32) -> u32 {
 /// The number of descriptors that go with [`Request::Configure`] before those of the network devices.
 pub const CONFIGURE_FDS: usize = 6;
 
+/// The number of a template's descriptors: its state and its memory.
+pub const TEMPLATE_FDS: usize = 2;
+
 /// The machine a VMM is to boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -75,6 +82,9 @@ pub struct MachineConfig {
     pub uid: u32,
     /// The group the VMM becomes; 0 keeps the caller's.
     pub gid: u32,
+    /// Whether a template comes along: the machine is restored from it, or boots where that isn't possible ([`Start`]).
+    #[serde(default)]
+    pub template: bool,
     /// Network devices that are there from the start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nets: Vec<NetConfig>,
@@ -129,8 +139,10 @@ pub struct RateLimit {
 pub enum Event {
     /// All of [`MachineConfig::vcpus`] exist, and the first is running; the steps until then.
     Running {
-        /// `vmm_exec`, `vmm_configured`, `vmm_memory`, `vmm_kernel_loaded`, `vmm_vcpus_started`.
+        /// `vmm_exec`, `vmm_configured`, `vmm_memory`, `vmm_kernel_loaded` or `vmm_restored`, `vmm_vcpus_started`.
         marks: Vec<Mark>,
+        /// How it began.
+        start: Start,
     },
     /// The end of what the guest wrote to its serial console, at most [`CONSOLE_TAIL`] bytes, made valid UTF-8.
     Console {
@@ -148,6 +160,11 @@ pub enum Event {
     NetRemoved {
         /// Of the device.
         mac: [u8; 6],
+        /// Why not, in one line; empty when it is.
+        error: String,
+    },
+    /// The machine has been saved.
+    Saved {
         /// Why not, in one line; empty when it is.
         error: String,
     },
@@ -169,6 +186,34 @@ pub enum Event {
         /// The console's tail, as with [`Event::Console`].
         console: String,
     },
+}
+
+/// How a machine began.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub enum Start {
+    /// It boots; its agent will say hello.
+    Booted {
+        /// Why not from the template that came along, in one line; empty when none did.
+        instead: String,
+    },
+    /// Its agent said hello before the template was saved, on a stream that goes on. Network devices have been plugged in since.
+    Restored {
+        /// By which the guest can tell the time, where the host's KVM says.
+        clock: Option<GuestClock>,
+    },
+}
+
+/// A moment by two clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestClock {
+    /// The guest's time stamp counter.
+    pub tsc: u64,
+    /// Its frequency, in kHz.
+    pub tsc_khz: u32,
+    /// The host's `CLOCK_REALTIME`, in nanoseconds since 1970.
+    pub realtime_ns: u64,
 }
 
 /// Why a machine ended.

@@ -57,6 +57,14 @@ impl SeqPacket {
         Ok((Self(one), Self(other)))
     }
 
+    /// Another descriptor of the same end.
+    ///
+    /// # Errors
+    /// The process has no descriptors left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
     /// Makes room for messages of up to `bytes` in this end's send buffer, as far as the host allows.
     ///
     /// # Errors

@@ -47,6 +47,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         console: false,
         uid: 0,
         gid: 0,
+        template: false,
         nets: Vec::new(),
     };
     let mut close = 0;
@@ -146,7 +147,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     while let Ok((event, _)) = control.receive_json::<Event>(MAX_MESSAGE) {
         let now = (monotonic_ns() - before) / 1000;
         match event {
-            Event::Running { marks } => {
+            Event::Running { marks, .. } => {
                 for mark in &marks {
                     println!("{:8} µs {}", since(mark), mark.step);
                 }
@@ -158,7 +159,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
             plugged @ (Event::NetAdded { .. } | Event::NetRemoved { .. }) => {
                 println!("{now:8} µs {plugged:?}")
             }
-            Event::Resized { .. } => {}
+            Event::Resized { .. } | Event::Saved { .. } => {}
             Event::Exited {
                 reason: ended,
                 detail,

@@ -64,8 +64,19 @@ pub struct Configuration {
     pub broker: SeqPacket,
     /// The file server.
     pub files: SeqPacket,
+    /// What to restore the machine from.
+    pub template: Option<Template>,
     /// The network devices with their descriptors.
     pub nets: Vec<(NetConfig, Vec<OwnedFd>)>,
+}
+
+/// A template's files.
+#[derive(Debug)]
+pub struct Template {
+    /// The state.
+    pub state: File,
+    /// The memory.
+    pub memory: File,
 }
 
 /// What can be plugged into a running machine.
@@ -85,6 +96,12 @@ pub trait Sockets {
     /// Lets the machine have so many virtual CPUs and so many MiB of memory. Returns the answer to
     /// [`Request::Resize`].
     fn resize(&mut self, vcpus: u8, memory_mib: u32) -> Event;
+
+    /// Saves the machine into two empty files. It doesn't run any more afterwards.
+    ///
+    /// # Errors
+    /// Why not, in one line.
+    fn save(&mut self, files: Template) -> Result<(), String>;
 }
 
 impl Control {
@@ -117,11 +134,15 @@ impl Control {
         };
         let given = fds.len();
         // At most 255 times 255 times 2 beyond, whatever they say.
-        let needed = control::CONFIGURE_FDS + machine.nets.iter().map(NetConfig::descriptors).sum::<usize>();
+        let of_template = if machine.template { control::TEMPLATE_FDS } else { 0 };
+        let needed = control::CONFIGURE_FDS
+            + of_template
+            + machine.nets.iter().map(NetConfig::descriptors).sum::<usize>();
         if given != needed {
             return Err(Error::Descriptors { needed, given });
         }
-        let mut of_nets = fds.split_off(control::CONFIGURE_FDS).into_iter();
+        let mut of_nets = fds.split_off(control::CONFIGURE_FDS + of_template).into_iter();
+        let template = template(fds.split_off(control::CONFIGURE_FDS));
         let Ok([kvm, kernel, initramfs, root, broker, files]) =
             <[OwnedFd; control::CONFIGURE_FDS]>::try_from(fds)
         else {
@@ -140,6 +161,7 @@ impl Control {
             root,
             broker: broker.into(),
             files: files.into(),
+            template,
             nets,
         })
     }
@@ -180,11 +202,28 @@ impl Control {
                         mac,
                         error: machine.remove_net(mac).err().unwrap_or_default(),
                     }),
+                    (Request::Save, fds) => {
+                        let saved = template(fds)
+                            .ok_or_else(|| "two descriptors are needed".to_owned())
+                            .and_then(|files| machine.save(files));
+                        self.tell(&Event::Saved {
+                            error: saved.err().unwrap_or_default(),
+                        });
+                    }
                     (Request::Configure(_), _) => return Err(Error::NotConfigured),
                 }
             }
         }
     }
+}
+
+/// A template's files from their descriptors.
+fn template(fds: Vec<OwnedFd>) -> Option<Template> {
+    let [state, memory] = <[OwnedFd; control::TEMPLATE_FDS]>::try_from(fds).ok()?;
+    Some(Template {
+        state: state.into(),
+        memory: memory.into(),
+    })
 }
 
 #[cfg(test)]
@@ -212,6 +251,10 @@ mod tests {
 
         fn remove_net(&mut self, _mac: [u8; 6]) -> Result<(), String> {
             Err("no such thing".to_owned())
+        }
+
+        fn save(&mut self, _files: Template) -> Result<(), String> {
+            Ok(())
         }
 
         fn resize(&mut self, vcpus: u8, memory_mib: u32) -> Event {
@@ -243,6 +286,7 @@ mod tests {
             console: false,
             uid: 0,
             gid: 0,
+            template: false,
             nets,
         })
     }
@@ -284,6 +328,35 @@ mod tests {
             .collect();
         let expected: Vec<_> = nets.into_iter().zip([2, 2, 8]).collect();
         assert_eq!(given, expected);
+    }
+
+    #[test]
+    fn a_template_comes_with_two_descriptors_more_and_is_saved_into_two() {
+        let (control, shim) = control();
+        let (_, end) = std::io::pipe().unwrap();
+        let Request::Configure(mut config) = machine_with(vec![net(1, false)]) else {
+            unreachable!("it is a configuration");
+        };
+        config.template = true;
+        let fds = control::CONFIGURE_FDS + control::TEMPLATE_FDS + 1;
+        shim.send_json(&Request::Configure(config), &vec![end.as_fd(); fds])
+            .unwrap();
+        let configuration = control.configuration().unwrap();
+        assert!(configuration.template.is_some());
+        assert_eq!(configuration.nets[0].1.len(), 1);
+        for (count, wrong) in [(2, false), (1, true)] {
+            shim.send_json(&Request::Save, &vec![end.as_fd(); count]).unwrap();
+            let ending = Ending::new().unwrap();
+            thread::scope(|scope| {
+                scope.spawn(|| control.serve(&Console::default(), &ending, &mut NoSockets));
+                let (event, _) = shim.receive_json::<Event>(control::MAX_MESSAGE).unwrap();
+                let Event::Saved { error } = event else {
+                    panic!("{event:?}");
+                };
+                assert_eq!(!error.is_empty(), wrong);
+                ending.end(ExitReason::Poweroff, "");
+            });
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! 2. [`jail`] gives up the rights that are left.
 //! 3. [`machine`] makes the machine: [`memory`], kernel and [`initramfs`] ([`arch`]), [`pci`] with [`pvpanic`] and the
 //!    [`virtio`] devices ([`vsock`], [`mod@fs`], [`net`], [`balloon`], [`mem`]), [`vcpu`]s.
+//!    Or all of it comes out of a [`template`].
 //! 4. The vCPUs' threads run the guest, the [`event_loop`]s serve the devices, the main thread answers the shim.
 //! 5. Whoever finds that the machine has ended says so to [`ending`]; the main thread tells the shim and exits.
 
@@ -29,6 +30,7 @@ pub mod net;
 pub mod pci;
 mod process;
 pub mod pvpanic;
+pub mod template;
 pub mod vcpu;
 pub mod virtio;
 pub mod vsock;

@@ -4,16 +4,17 @@ use std::{
     fs::File,
     io,
     os::fd::{IntoRawFd, OwnedFd},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     thread,
 };
 
 use kvm_bindings::{CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use sealock_protocol::{
-    control::{Event, ExitReason, MachineConfig, NetConfig, memory_step_mib},
+    control::{Event, ExitReason, MachineConfig, NetConfig, Start, memory_step_mib},
     timeline::Mark,
 };
+use vm_memory::GuestMemoryBackend;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::{
@@ -23,12 +24,13 @@ use crate::{
         layout,
         ports::{PCI_ADDRESS, Ports, SERIAL_INTERRUPT},
         registers,
+        state::{ProcessorState, SystemState, wall_clock},
     },
     chain,
     coalesced::CoalescedWrites,
     command_line::command_line,
     console::Console,
-    control::Sockets,
+    control::{Sockets, Template},
     ending::Ending,
     event_loop::EventLoops,
     initramfs::{self, Initramfs},
@@ -40,6 +42,10 @@ use crate::{
         msix::KvmMessenger,
     },
     pvpanic::Pvpanic,
+    template::{
+        self, Mismatch, NotAtRest, codec,
+        state::{MachineState, Shape},
+    },
     vcpu::{Surroundings, Vcpus},
     virtio::{
         device::{Memory, VirtioDevice},
@@ -119,6 +125,9 @@ pub enum Error {
         #[source]
         source: net::Error,
     },
+    /// The machine can't be saved now.
+    #[error(transparent)]
+    NotAtRest(#[from] NotAtRest),
     /// Two network devices that nothing tells apart.
     #[error("there is a network device {} already", mac_name(.0))]
     SameNet([u8; 6]),
@@ -172,22 +181,25 @@ const CAPABILITIES: &[(Cap, &str)] = &[
     (Cap::CoalescedPio, "KVM_CAP_COALESCED_PIO"),
 ];
 
+/// Makes the virtio devices of a machine that can grow by so much, in the order of their slots.
+pub type MakeDevices<'a> = &'a dyn Fn(Option<Growth>) -> io::Result<Vec<Box<dyn VirtioDevice>>>;
+
 /// What a machine is made of.
-pub struct Parts {
+pub struct Parts<'a> {
     /// The shim's configuration.
     pub config: MachineConfig,
     /// Where its memory is to be.
     pub plan: memory::Plan,
-    /// What its memory can grow by.
-    pub growth: Option<Growth>,
     /// `/dev/kvm`.
     pub kvm: OwnedFd,
     /// The kernel's ELF image.
     pub kernel: File,
     /// The cpio archive.
     pub initramfs: File,
-    /// The virtio devices, in the order of their slots.
-    pub devices: Vec<Box<dyn VirtioDevice>>,
+    /// What to restore it from.
+    pub template: Option<Template>,
+    /// Makes the devices; twice if it can't be restored.
+    pub devices: MakeDevices<'a>,
     /// The network devices, which come after them.
     pub nets: Vec<(NetConfig, Vec<OwnedFd>)>,
     /// Where the serial port writes.
@@ -200,27 +212,25 @@ pub struct Parts {
 pub struct Machine {
     first: VcpuFd,
     factory: VcpuFactory,
+    system: Arc<Kvm>,
     config: MachineConfig,
     growth: Option<Growth>,
     surroundings: Arc<Surroundings>,
     backplane: Backplane,
+    began: Start,
 }
 
 impl Machine {
-    /// Makes a machine and loads its kernel. Adds the steps to `marks`.
+    /// Makes a machine: restores it from its template or, where there is none or it is of no use, loads its kernel. Adds the steps
+    /// to `marks`.
     ///
     /// # Errors
     /// See [`Error`].
-    pub fn new(parts: Parts, marks: &mut Vec<Mark>) -> Result<Self, Error> {
-        let Parts {
-            config,
-            plan,
-            growth,
-            ending,
-            ..
-        } = parts;
-        let kvm_system = system(parts.kvm)?;
-        let most = u8::try_from(kvm_system.get_max_vcpus())
+    pub fn new(mut parts: Parts<'_>, marks: &mut Vec<Mark>) -> Result<Self, Error> {
+        let kvm = parts.kvm.try_clone().map_err(host("duplicate a descriptor"))?;
+        let system = Arc::new(system(kvm)?);
+        let config = &parts.config;
+        let most = u8::try_from(system.get_max_vcpus())
             .unwrap_or(u8::MAX)
             .min(layout::MAX_VCPUS);
         if config.vcpus == 0 || config.vcpus > config.max_vcpus || config.max_vcpus > most {
@@ -230,6 +240,32 @@ impl Machine {
                 max: most,
             });
         }
+        let mut instead = String::new();
+        if let Some(template) = parts.template.take() {
+            match Self::restore(&system, &parts, &template)? {
+                Ok(mut machine) => {
+                    machine.resume(&mut parts)?;
+                    marks.push(Mark::now("vmm_restored"));
+                    return Ok(machine);
+                }
+                Err(mismatch) => instead = chain(&mismatch),
+            }
+        }
+        let mut machine = Self::boot(&system, parts, marks)?;
+        machine.began = Start::Booted { instead };
+        Ok(machine)
+    }
+
+    /// Makes a machine and loads its kernel.
+    fn boot(system: &Arc<Kvm>, parts: Parts<'_>, marks: &mut Vec<Mark>) -> Result<Self, Error> {
+        let Parts {
+            config,
+            plan,
+            nets,
+            console,
+            ending,
+            ..
+        } = parts;
         // Before anything costs time, what may be wrong with them is found.
         let kernel = Kernel::new(parts.kernel)?;
         let initramfs = Initramfs::new(parts.initramfs)?;
@@ -246,21 +282,22 @@ impl Machine {
                     Ok::<_, boot::Error>((entry, Mark::now("vmm_kernel_loaded")))
                 })
                 .map_err(host("start the thread that loads the kernel"))?;
-            let machine = Self::assemble(
-                &kvm_system,
-                config.clone(),
-                growth,
-                memory.clone(),
-                parts.devices,
-                parts.console,
-                ending,
-            )
-            .and_then(|mut machine| {
-                for (net, descriptors) in parts.nets {
+            let assemble = || {
+                let mut machine = Self::assemble(
+                    system,
+                    config.clone(),
+                    &plan,
+                    memory.clone(),
+                    parts.devices,
+                    console,
+                    ending,
+                )?;
+                for (net, descriptors) in nets {
                     machine.backplane.attach_net(&net, descriptors)?;
                 }
                 Ok(machine)
-            });
+            };
+            let machine: Result<_, Error> = assemble();
             let loaded = loader
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -274,16 +311,74 @@ impl Machine {
         Ok(machine)
     }
 
+    /// Makes a machine from a template, up to the point where something of it would begin to work.
+    ///
+    /// # Errors
+    /// The inner one is the template's, the outer one would stand in the way of booting, too.
+    fn restore(
+        system: &Arc<Kvm>,
+        parts: &Parts<'_>,
+        template: &Template,
+    ) -> Result<Result<Self, Mismatch>, Error> {
+        let state = match codec::read(&template.state) {
+            Ok(state) if state.shape == shape(&parts.config) => state,
+            Ok(_) => return Ok(Err(Mismatch::Other("size of machine"))),
+            Err(mismatch) => return Ok(Err(mismatch)),
+        };
+        let memory = memory::allocate(&parts.plan)?;
+        let mapped = template::memory::map(&memory, parts.plan.ram.len(), &template.memory, &state.extents);
+        if let Err(mismatch) = mapped {
+            return Ok(Err(mismatch));
+        }
+        let machine = Self::assemble(
+            system,
+            parts.config.clone(),
+            &parts.plan,
+            memory,
+            parts.devices,
+            parts.console.clone(),
+            parts.ending.clone(),
+        )?;
+        let give_back = || {
+            let cpuid = machine.factory.cpuid(0).ok_or(Mismatch::Other("CPU"))?;
+            state.processor.check(&machine.first, &cpuid)?;
+            state.system.restore(&machine.factory.vm)?;
+            state.processor.restore(&machine.first)?;
+            machine.surroundings.ports.restore(state.ports);
+            machine.backplane.pci.restore(&state.functions)?;
+            state.system.resume_clock(&machine.factory.vm, &machine.first)
+        };
+        Ok(give_back().map(|()| machine))
+    }
+
+    /// Has the devices of a restored machine go on, and gives it its network.
+    fn resume(&mut self, parts: &mut Parts<'_>) -> Result<(), Error> {
+        self.backplane
+            .pci
+            .resume()
+            .map_err(host("go on with the devices"))?;
+        for (net, descriptors) in parts.nets.drain(..) {
+            self.backplane.attach_net(&net, descriptors)?;
+        }
+        self.began = Start::Restored {
+            clock: wall_clock(&self.first),
+        };
+        Ok(())
+    }
+
     /// Everything but what is in the memory and the boot processor's registers.
     fn assemble(
-        system: &Kvm,
+        system: &Arc<Kvm>,
         config: MachineConfig,
-        growth: Option<Growth>,
+        plan: &memory::Plan,
         memory: Memory,
-        devices: Vec<Box<dyn VirtioDevice>>,
+        devices: MakeDevices<'_>,
         console: Console,
         ending: Ending,
     ) -> Result<Self, Error> {
+        let growth = plan
+            .growth
+            .map(|(start, length)| Growth::new(start, length as u64));
         let vm = Arc::new(system.create_vm().map_err(kvm("create a virtual machine"))?);
         memory::give(&vm, &memory)?;
         prepare_interrupts(&vm)?;
@@ -300,7 +395,7 @@ impl Machine {
             },
             nets: Vec::new(),
         };
-        for device in devices {
+        for device in devices(growth.clone()).map_err(host("make the devices"))? {
             backplane.attach(device)?;
         }
         let serial = EventFd::new(EFD_NONBLOCK).map_err(host("make an eventfd"))?;
@@ -319,6 +414,7 @@ impl Machine {
         Ok(Self {
             first,
             factory,
+            system: system.clone(),
             config,
             growth,
             surroundings: Arc::new(Surroundings {
@@ -326,9 +422,19 @@ impl Machine {
                 ports: Ports::new(serial, console, pci.clone(), ending.clone()),
                 pci,
                 ending,
+                pausing: AtomicBool::new(false),
             }),
             backplane,
+            began: Start::Booted {
+                instead: String::new(),
+            },
         })
+    }
+
+    /// How it begins.
+    #[must_use]
+    pub fn began(&self) -> &Start {
+        &self.began
     }
 
     /// Runs the machine.
@@ -341,18 +447,31 @@ impl Machine {
             .loops
             .start()
             .map_err(host("start the devices' event loop"))?;
-        let mut vcpus = Vcpus::new(self.surroundings).map_err(host("catch a signal"))?;
+        let surroundings = self.surroundings;
+        let mut vcpus = Vcpus::new(surroundings.clone()).map_err(host("catch a signal"))?;
         vcpus.add(self.first).map_err(host("start virtual CPU 0"))?;
         let mut machine = RunningMachine {
             vcpus,
             factory: self.factory,
-            boot_memory_mib: self.config.memory_mib,
+            system: self.system,
+            shape: shape(&self.config),
+            surroundings,
             growth: self.growth,
             backplane: self.backplane,
         };
         // While the guest boots on the first.
         machine.add_vcpus(self.config.vcpus)?;
         Ok(machine)
+    }
+}
+
+/// What a guest knows of a machine from its start on.
+fn shape(config: &MachineConfig) -> Shape {
+    Shape {
+        memory_mib: config.memory_mib,
+        max_memory_mib: config.max_memory_mib,
+        max_vcpus: config.max_vcpus,
+        console: config.console,
     }
 }
 
@@ -366,12 +485,17 @@ struct VcpuFactory {
 }
 
 impl VcpuFactory {
+    /// What CPUID says on the processor `id`; `None` when that is too much.
+    fn cpuid(&self, id: u8) -> Option<CpuId> {
+        cpuid::for_processor(&self.supported, id, self.most)
+    }
+
     fn make(&self, id: u8) -> Result<VcpuFd, Error> {
         let vcpu = self
             .vm
             .create_vcpu(id.into())
             .map_err(kvm("create a virtual CPU"))?;
-        let leaves = cpuid::for_processor(&self.supported, id, self.most).ok_or(Error::Cpuid)?;
+        let leaves = self.cpuid(id).ok_or(Error::Cpuid)?;
         vcpu.set_cpuid2(&leaves)
             .map_err(kvm("set a virtual CPU's CPUID"))?;
         registers::model_specific(&vcpu).map_err(kvm("set a virtual CPU's model specific registers"))?;
@@ -388,7 +512,9 @@ impl VcpuFactory {
 pub struct RunningMachine {
     vcpus: Vcpus,
     factory: VcpuFactory,
-    boot_memory_mib: u32,
+    system: Arc<Kvm>,
+    shape: Shape,
+    surroundings: Arc<Surroundings>,
     growth: Option<Growth>,
     /// With the memory, which is mapped as long as they run.
     backplane: Backplane,
@@ -402,6 +528,35 @@ impl RunningMachine {
             self.vcpus.add(vcpu).map_err(host("start a virtual CPU"))?;
         }
         Ok(())
+    }
+
+    fn save_into(&mut self, files: Template) -> Result<(), Error> {
+        let vcpus = self.vcpus.pause();
+        let [vcpu] = &vcpus[..] else {
+            return Err(NotAtRest(format!("it has {} virtual CPUs", vcpus.len())).into());
+        };
+        if !self.backplane.nets.is_empty() {
+            return Err(NotAtRest("it has a network".to_owned()).into());
+        }
+        let functions = self.backplane.pci.save()?;
+        let cpuid = self.factory.cpuid(0).ok_or(Error::Cpuid)?;
+        let system = SystemState::save(&self.factory.vm)
+            .map_err(kvm("read the interrupt controllers and the clock"))?;
+        let processor = ProcessorState::save(&self.system, vcpu, &cpuid)
+            .map_err(kvm("read the state of the virtual CPU"))?;
+        let regions = self.backplane.wiring.memory.num_regions() - usize::from(self.growth.is_some());
+        let extents = template::memory::save(&self.backplane.wiring.memory, regions, &files.memory)
+            .map_err(host("write the memory"))?;
+        let state = MachineState {
+            shape: self.shape,
+            extents,
+            processor,
+            system,
+            ports: self.surroundings.ports.save(),
+            functions,
+        };
+        let mut file = files.state;
+        codec::write(&mut file, &state).map_err(host("write the state"))
     }
 
     /// Stops the vCPUs after the machine's [`Ending`] has been told. The process is to end next.
@@ -423,13 +578,17 @@ impl Sockets for RunningMachine {
         self.backplane.detach_net(mac)
     }
 
+    fn save(&mut self, files: Template) -> Result<(), String> {
+        self.save_into(files).map_err(|error| chain(&error))
+    }
+
     /// What there is more of stays; as much as there can be of either is done, and told.
     fn resize(&mut self, vcpus: u8, memory_mib: u32) -> Event {
         let most = self.factory.most;
         let added = self.add_vcpus(vcpus.min(most));
-        let step = memory_step_mib(self.boot_memory_mib);
+        let step = memory_step_mib(self.shape.memory_mib);
         let wanted = memory_mib
-            .saturating_sub(self.boot_memory_mib)
+            .saturating_sub(self.shape.memory_mib)
             .div_ceil(step)
             .saturating_mul(step);
         let granted = self
@@ -437,7 +596,7 @@ impl Sockets for RunningMachine {
             .as_ref()
             .map_or(0, |growth| growth.request(u64::from(wanted) << 20));
         let granted = u32::try_from(granted >> 20).unwrap_or(u32::MAX);
-        let memory = self.boot_memory_mib.saturating_add(granted);
+        let memory = self.shape.memory_mib.saturating_add(granted);
         let error = match added {
             Err(error) => chain(&error),
             Ok(()) if vcpus > most || memory_mib > memory => chain(&Error::Most {

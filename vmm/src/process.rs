@@ -104,29 +104,26 @@ fn serve(
         detail: format!("cannot make an eventfd: {error}"),
     })?;
     let plan = Plan::new(config.memory_mib, config.max_memory_mib).map_err(machine::Error::from)?;
-    let growth = plan
-        .growth
-        .map(|(start, length)| Growth::new(start, length as u64));
-    let devices =
-        devices(configuration.broker, configuration.files, growth.clone()).map_err(|error| Failure {
-            reason: ExitReason::Host,
-            detail: format!("cannot make the devices: {error}"),
-        })?;
+    let (broker, files) = (configuration.broker, configuration.files);
     let parts = Parts {
         config,
         plan,
-        growth,
         kvm: configuration.kvm,
         kernel: configuration.kernel,
         initramfs: configuration.initramfs,
-        devices,
+        template: configuration.template,
+        devices: &|growth| devices(&broker, &files, growth),
         nets: configuration.nets,
         console: console.clone(),
         ending: ending.clone(),
     };
-    let mut machine = Machine::new(parts, &mut marks)?.start()?;
+    let machine = Machine::new(parts, &mut marks)?;
+    // The devices have their own.
+    drop((broker, files));
+    let start = machine.began().clone();
+    let mut machine = machine.start()?;
     marks.push(Mark::now("vmm_vcpus_started"));
-    control.tell(&Event::Running { marks });
+    control.tell(&Event::Running { marks, start });
     let served = control.serve(console, &ending, &mut machine);
     if let Err(error) = served {
         let failure = Failure::from(error);
@@ -137,13 +134,13 @@ fn serve(
 
 /// The machine's virtio devices, in the order of their slots.
 fn devices(
-    broker: SeqPacket,
-    files: SeqPacket,
+    broker: &SeqPacket,
+    files: &SeqPacket,
     growth: Option<Growth>,
 ) -> io::Result<Vec<Box<dyn VirtioDevice>>> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
-        Box::new(Vsock::new(broker, guest::GUEST_CID)?),
-        Box::new(FileSystem::new(guest::SHARE_TAG, files)?),
+        Box::new(Vsock::new(broker.try_clone()?, guest::GUEST_CID)?),
+        Box::new(FileSystem::new(guest::SHARE_TAG, files.try_clone()?)?),
         Box::new(Rng),
         Box::new(Balloon),
     ];

@@ -10,6 +10,7 @@ use crate::{
         bus::{Function, Slot},
         config::{Config, Identity, Region},
     },
+    template::{Mismatch, NotAtRest, state::FunctionState},
 };
 
 const PANICKED: u8 = 1;
@@ -74,6 +75,17 @@ impl Function for Pvpanic {
             (0, Some(event)) if event & SHUT_DOWN != 0 => self.ending.end(ExitReason::Poweroff, ""),
             _ => {}
         }
+    }
+
+    fn save(&mut self) -> Result<FunctionState, NotAtRest> {
+        Ok(FunctionState {
+            config: self.config.save(),
+            virtio: None,
+        })
+    }
+
+    fn restore(&mut self, state: &FunctionState) -> Result<(), Mismatch> {
+        self.config.restore(&state.config)
     }
 }
 

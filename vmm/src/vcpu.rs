@@ -6,6 +6,7 @@ use std::{
     ptr::null_mut,
     sync::{
         Arc,
+        atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread::{self, JoinHandle},
@@ -32,12 +33,14 @@ pub struct Surroundings {
     pub pci: Arc<Bus>,
     /// To be told when the guest ends.
     pub ending: Ending,
+    /// The vCPUs are to leave the guest for good, each between two instructions.
+    pub pausing: AtomicBool,
 }
 
 /// The running vCPUs.
 pub struct Vcpus {
     surroundings: Arc<Surroundings>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<JoinHandle<VcpuFd>>,
     /// Held by every thread.
     running: Sender<()>,
     /// Closed when the last thread has ended.
@@ -78,11 +81,26 @@ impl Vcpus {
             .name(format!("vcpu{index}"))
             .stack_size(STACK)
             .spawn(move || {
-                run(vcpu, index, &surroundings);
+                let vcpu = run(vcpu, index, &surroundings);
                 drop(running);
+                vcpu
             })?;
         self.threads.push(thread);
         Ok(())
+    }
+
+    /// Stops the vCPUs between two instructions, for good, and hands them over in their order.
+    pub fn pause(&mut self) -> Vec<VcpuFd> {
+        self.surroundings.pausing.store(true, Ordering::Release);
+        let threads = std::mem::take(&mut self.threads);
+        for thread in &threads {
+            // Fails only for a number that is no signal.
+            let _ = thread.kill(SIGRTMIN());
+        }
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
     }
 
     /// Waits for the vCPUs to stop, at most as long as `patience`, after the machine's [`Ending`] has been told.
@@ -122,15 +140,23 @@ extern "C" fn leave_guest(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc:
 /// What follows from an exit.
 enum Next {
     Continue,
+    /// It was not the guest's: whatever the guest had begun has been completed.
+    Interrupted,
     End(ExitReason),
     Fail(String),
 }
 
-fn run(mut vcpu: VcpuFd, index: usize, surroundings: &Surroundings) {
+fn run(mut vcpu: VcpuFd, index: usize, surroundings: &Surroundings) -> VcpuFd {
     SHARED.set(vcpu.get_kvm_run());
     while surroundings.ending.reason().is_none() {
+        let pausing = surroundings.pausing.load(Ordering::Acquire);
+        if pausing {
+            // An access that the last exit was for is only completed by entering KVM again (its api.rst, 5).
+            vcpu.set_kvm_immediate_exit(1);
+        }
         match step(&mut vcpu, surroundings) {
-            Next::Continue => {}
+            Next::Interrupted if pausing => break,
+            Next::Continue | Next::Interrupted => {}
             Next::End(reason) => surroundings.ending.end(reason, ""),
             Next::Fail(what) => {
                 let rip = vcpu.get_regs().map_or(0, |registers| registers.rip);
@@ -140,6 +166,7 @@ fn run(mut vcpu: VcpuFd, index: usize, surroundings: &Surroundings) {
         }
     }
     SHARED.set(null_mut());
+    vcpu
 }
 
 fn step(vcpu: &mut VcpuFd, surroundings: &Surroundings) -> Next {
@@ -170,7 +197,10 @@ fn step(vcpu: &mut VcpuFd, surroundings: &Surroundings) -> Next {
         Ok(other) => return Next::Fail(format!("KVM's exit {other:?}")),
         Err(error) => match error.errno() {
             // Signalled to stop, which the caller looks for.
-            libc::EINTR => vcpu.set_kvm_immediate_exit(0),
+            libc::EINTR => {
+                vcpu.set_kvm_immediate_exit(0);
+                return Next::Interrupted;
+            }
             // A processor that waits to be started was woken up.
             libc::EAGAIN => {}
             _ => return Next::Fail(format!("KVM_RUN: {error}")),

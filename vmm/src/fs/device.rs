@@ -6,7 +6,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use sealock_protocol::{relay::MAX_MESSAGE, seqpacket::SeqPacket};
 
 use super::session::Session;
-use crate::virtio::device::{ActivateError, Activation, Part, VirtioDevice};
+use crate::virtio::device::{ActivateError, Activation, Part, Rest, VirtioDevice};
 
 /// The device type (virtio 1.2, 5).
 const DEVICE_TYPE: u32 = 26;
@@ -78,6 +78,11 @@ impl VirtioDevice for FileSystem {
             .unwrap_or(&[]);
         let length = rest.len().min(data.len());
         data[..length].copy_from_slice(&rest[..length]);
+    }
+
+    /// What a guest has opened is known to its file server alone.
+    fn rest(&self) -> Rest {
+        Rest::Untouched
     }
 
     fn activate(&mut self, activation: Activation) -> Result<Vec<Part>, ActivateError> {

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     memory::give_back,
+    template::NotAtRest,
     virtio::device::{ActivateError, Activation, ActiveQueue, Memory, Part, VirtioDevice},
 };
 
@@ -88,6 +89,15 @@ impl VirtioDevice for Mem {
 
     fn config_generation(&self) -> u8 {
         self.growth.generation()
+    }
+
+    /// Nothing is there yet: a template's memory is that of its start.
+    fn save(&self) -> Result<Vec<u8>, NotAtRest> {
+        let (plugged, requested) = self.growth.with(|blocks| (blocks.plugged(), blocks.requested()));
+        if plugged > 0 || requested > 0 {
+            return Err(NotAtRest("it has grown".to_owned()));
+        }
+        Ok(Vec::new())
     }
 
     fn activate(&mut self, activation: Activation) -> Result<Vec<Part>, ActivateError> {

@@ -4,6 +4,7 @@ use super::{
     bus::Function,
     config::{Config, Identity},
 };
+use crate::template::{Mismatch, NotAtRest, state::FunctionState};
 
 /// The function 00:00.0.
 #[derive(Debug)]
@@ -31,5 +32,16 @@ impl Function for HostBridge {
 
     fn write_config(&mut self, offset: u8, data: &[u8]) {
         self.0.write(offset, data);
+    }
+
+    fn save(&mut self) -> Result<FunctionState, NotAtRest> {
+        Ok(FunctionState {
+            config: self.0.save(),
+            virtio: None,
+        })
+    }
+
+    fn restore(&mut self, state: &FunctionState) -> Result<(), Mismatch> {
+        self.0.restore(&state.config)
     }
 }

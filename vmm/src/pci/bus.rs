@@ -1,12 +1,17 @@
 //! The bus: which function answers to a configuration or memory access.
 
-use std::sync::{
+use std::{
+    io,
+    sync::{
     Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
     atomic::{AtomicU64, Ordering},
-};
+}};
 
 use super::config::Region;
-use crate::arch::x86_64::layout::PCI_WINDOW;
+use crate::{
+    arch::x86_64::layout::PCI_WINDOW,
+    template::{Mismatch, NotAtRest, state::FunctionState},
+};
 
 /// The number of devices on a bus.
 pub const SLOTS: u8 = 32;
@@ -34,6 +39,26 @@ pub trait Function: Send {
 
     /// Writes 1 to 8 bytes that lie within the memory region.
     fn write_memory(&mut self, _offset: u64, _data: &[u8]) {}
+
+    /// Stops for good, and returns what the guest has made of it. The vCPUs have stopped before.
+    ///
+    /// # Errors
+    /// It has work under way, or something that can't be saved.
+    fn save(&mut self) -> Result<FunctionState, NotAtRest>;
+
+    /// Takes the state back, without doing anything yet.
+    ///
+    /// # Errors
+    /// It is none of this function's.
+    fn restore(&mut self, state: &FunctionState) -> Result<(), Mismatch>;
+
+    /// Goes on from there.
+    ///
+    /// # Errors
+    /// The host lacks something.
+    fn resume(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What can be said of the bus before a function is built.
@@ -127,6 +152,46 @@ impl Bus {
         drop(taken);
     }
 
+    /// Saves every function, which stops them.
+    ///
+    /// # Errors
+    /// One of them is not at rest.
+    pub fn save(&self) -> Result<Vec<(u8, FunctionState)>, NotAtRest> {
+        let slots = self.slots();
+        let occupied = (0..).zip(slots.iter()).filter_map(|(number, slot)| Some((number, slot.as_ref()?)));
+        occupied
+            .map(|(number, occupied)| Ok((number, occupied.function().save()?)))
+            .collect()
+    }
+
+    /// Gives every function its state.
+    ///
+    /// # Errors
+    /// There are others, or one doesn't take its state.
+    pub fn restore(&self, states: &[(u8, FunctionState)]) -> Result<(), Mismatch> {
+        let slots = self.slots();
+        let there = (0..).zip(slots.iter()).filter(|(_, slot)| slot.is_some()).map(|(number, _)| number);
+        if !there.eq(states.iter().map(|(number, _): &(u8, _)| *number)) {
+            return Err(Mismatch::Other("set of devices"));
+        }
+        for (occupied, (_, state)) in slots.iter().flatten().zip(states) {
+            let mut function = occupied.function();
+            function.restore(state)?;
+            occupied
+                .region
+                .store(packed(function.region()), Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Has every function go on.
+    ///
+    /// # Errors
+    /// The host lacks something.
+    pub fn resume(&self) -> io::Result<()> {
+        self.slots().iter().flatten().try_for_each(|occupied| occupied.function().resume())
+    }
+
     /// Reads configuration registers; an empty slot reads as all ones.
     pub fn read_config(&self, slot: u8, offset: u8, data: &mut [u8]) {
         match self.slots().get(usize::from(slot)) {
@@ -211,6 +276,18 @@ mod tests {
             Some(self.region)
         }
 
+        fn save(&mut self) -> Result<FunctionState, NotAtRest> {
+            Ok(FunctionState {
+                config: self.region.address.to_le_bytes().to_vec(),
+                virtio: None,
+            })
+        }
+
+        fn restore(&mut self, state: &FunctionState) -> Result<(), Mismatch> {
+            self.write_config(0, &state.config);
+            Ok(())
+        }
+
         fn read_memory(&mut self, offset: u64, data: &mut [u8]) {
             assert!(offset + data.len() as u64 <= 0x8000);
             data.fill(7);
@@ -290,5 +367,22 @@ mod tests {
         bus.write_config(1, 16, &0xffff_8000_u32.to_le_bytes());
         assert_eq!(read(&bus, 0xffff_fffc), [7; 4]);
         assert_eq!(read(&bus, 0xffff_fffe), [0xff; 4]);
+    }
+
+    #[test]
+    fn a_bus_is_restored_with_the_same_functions_where_they_were() {
+        let bus = Bus::default();
+        for _ in 0..2 {
+            bus.attach(|slot| Ok::<_, Full>(Echo::new(slot))).unwrap();
+        }
+        bus.write_config(1, 16, &0x0800_8000_u32.to_le_bytes());
+        let saved = bus.save().unwrap();
+        let other = Bus::default();
+        other.attach(|slot| Ok::<_, Full>(Echo::new(slot))).unwrap();
+        assert!(other.restore(&saved).is_err(), "a function is missing");
+        other.attach(|slot| Ok::<_, Full>(Echo::new(slot))).unwrap();
+        other.restore(&saved).unwrap();
+        assert_eq!(read(&other, 0x0800_8000), [7; 4]);
+        assert_eq!(read(&other, Bus::region(1)), [0xff; 4]);
     }
 }

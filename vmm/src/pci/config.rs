@@ -1,6 +1,7 @@
 //! A function's configuration space: a type 0 header (PCI 3.0, 6.1) and its capabilities (6.7).
 
 use super::bus::REGION_SIZE;
+use crate::template::Mismatch;
 
 /// The size of the configuration space in bytes.
 const SIZE: usize = 256;
@@ -154,6 +155,35 @@ impl Config {
         }
     }
 
+    /// All of it.
+    #[must_use]
+    pub fn save(&self) -> Vec<u8> {
+        let mut bytes = self.bytes.to_vec();
+        if let Some(region) = self.region {
+            bytes[REGION..REGION + 4].copy_from_slice(&region.address.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// Writes what the guest had written.
+    ///
+    /// # Errors
+    /// It is another function's: something differs that no guest can change.
+    pub fn restore(&mut self, saved: &[u8]) -> Result<(), Mismatch> {
+        let fixed = |place: usize| !(REGION..REGION + 4).contains(&place);
+        let same = saved.len() == SIZE
+            && (0..SIZE)
+                .filter(|&place| fixed(place))
+                .all(|place| (saved[place] ^ self.bytes[place]) & !self.writable[place] == 0);
+        if !same {
+            return Err(Mismatch::Other("device on the bus"));
+        }
+        for (offset, bytes) in (0..=u8::MAX).step_by(4).zip(saved.chunks_exact(4)) {
+            self.write(offset, bytes);
+        }
+        Ok(())
+    }
+
     /// The 16-bit register at `offset`, which lies within the configuration space.
     #[must_use]
     pub fn read_u16(&self, offset: u8) -> u16 {
@@ -226,6 +256,25 @@ mod tests {
         assert_eq!(config.read_u32(4), 0x0406);
         config.write(0xfe, &[0xff; 4]);
         assert_eq!(config.read_u16(0xfe), 0);
+    }
+
+    #[test]
+    fn only_the_same_function_takes_what_was_saved_and_only_what_a_guest_can_write() {
+        let mut used = config();
+        used.write(4, &[6, 0]);
+        used.write(0x10, &0xd000_8000_u32.to_le_bytes());
+        let saved = used.save();
+        let mut fresh = config();
+        fresh.restore(&saved).unwrap();
+        assert_eq!(fresh.save(), saved);
+        assert_eq!(fresh.region().unwrap().address, 0xd000_8000);
+        let mut other = saved.clone();
+        other[0] ^= 1;
+        assert!(config().restore(&other).is_err());
+        assert!(config().restore(&saved[1..]).is_err());
+        let mut more = config();
+        more.add_capability(9, &[1], &[]);
+        assert!(more.restore(&saved).is_err());
     }
 
     #[test]

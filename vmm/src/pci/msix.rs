@@ -9,6 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::kvm_msi;
 use kvm_ioctls::VmFd;
+use serde::{Deserialize, Serialize};
+
+use crate::template::Mismatch;
 
 /// The capability's id.
 pub const CAPABILITY: u8 = 0x11;
@@ -23,7 +26,7 @@ pub const CONTROL_WRITABLE: u16 = ENABLE | MASK_ALL;
 const VECTOR_MASKED: u32 = 1;
 
 /// What an interrupt controller is sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// Where to.
     pub address: u64,
@@ -64,8 +67,9 @@ struct State {
     entries: Vec<Entry>,
 }
 
-#[derive(Clone, Copy)]
-struct Entry {
+/// A vector.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Entry {
     message: Message,
     control: u32,
     pending: bool,
@@ -120,6 +124,28 @@ impl Msix {
         let mut state = self.state();
         state.control = control & CONTROL_WRITABLE;
         self.deliver(&mut state);
+    }
+
+    /// The table. The message control register is in the configuration space.
+    #[must_use]
+    pub fn save(&self) -> Vec<Entry> {
+        self.state().entries.clone()
+    }
+
+    /// Takes a table back; what is pending is delivered with [`Msix::set_control`].
+    ///
+    /// # Errors
+    /// It has another number of vectors.
+    pub fn restore(&self, entries: &[Entry]) -> Result<(), Mismatch> {
+        let mut state = self.state();
+        if entries.len() != state.entries.len() {
+            return Err(Mismatch::Other("number of vectors"));
+        }
+        for (to, from) in state.entries.iter_mut().zip(entries) {
+            *to = *from;
+            to.control &= VECTOR_MASKED;
+        }
+        Ok(())
     }
 
     /// Reads 4 or 8 aligned bytes of the table; anything else reads as zeroes.

@@ -7,6 +7,8 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::template::{Mismatch, NotAtRest};
+
 /// The guest's memory as devices see it.
 pub type Memory = Arc<GuestMemoryMmap>;
 
@@ -41,6 +43,44 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// The device cannot work with what the driver set up; the transport sets DEVICE_NEEDS_RESET.
     fn activate(&mut self, activation: Activation) -> Result<Vec<Part>, ActivateError>;
+
+    /// The driver has reset the device; its parts are dropped already. What belonged to that driver is to be forgotten.
+    fn reset(&mut self) {}
+
+    /// What a queue that is not being served may hold for the machine to be saved.
+    fn rest(&self) -> Rest {
+        Rest::InOrder
+    }
+
+    /// What the device has of its own that the guest depends on, in an encoding of its own; its parts are dropped already. What
+    /// the driver has set up is the transport's, what is in the queues the memory's.
+    ///
+    /// # Errors
+    /// The device has something that can't be saved.
+    fn save(&self) -> Result<Vec<u8>, NotAtRest> {
+        Ok(Vec::new())
+    }
+
+    /// Takes back what [`VirtioDevice::save`] has returned, perhaps in another process, before the device is activated.
+    ///
+    /// # Errors
+    /// It is nothing that this device could have saved.
+    fn restore(&mut self, state: &[u8]) -> Result<(), Mismatch> {
+        match state {
+            [] => Ok(()),
+            _ => Err(Mismatch::Damaged("a device has something that it knows nothing of")),
+        }
+    }
+}
+
+/// What the queues of a device tell about it when it is not served. How far it had got is not saved: it is in the used ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// It returns every chain that it takes, in their order, before it takes another one: what has not been returned has not been
+    /// taken.
+    InOrder,
+    /// It takes several chains: there must never have been any.
+    Untouched,
 }
 
 /// A part of an active device, served by itself; most devices have one.

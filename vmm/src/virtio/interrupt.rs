@@ -5,14 +5,28 @@ use std::sync::{
     atomic::{AtomicU8, AtomicU16, Ordering},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::device::DriverInterrupt;
-use crate::pci::msix::Msix;
+use crate::{
+    pci::msix::{Entry, Msix},
+    template::Mismatch,
+};
 
 /// "No interrupt" (`VIRTIO_MSI_NO_VECTOR`).
 pub const NO_VECTOR: u16 = 0xffff;
 
 const ISR_QUEUE: u8 = 1;
 const ISR_CONFIG: u8 = 2;
+
+/// Which vectors the driver has assigned, and the vectors themselves.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct InterruptState {
+    config_vector: u16,
+    queue_vectors: Vec<u16>,
+    isr: u8,
+    entries: Vec<Entry>,
+}
 
 /// The interrupts of one device.
 pub struct Interrupts {
@@ -80,6 +94,36 @@ impl Interrupts {
             vector.store(NO_VECTOR, Ordering::Relaxed);
         }
         self.isr.store(0, Ordering::Relaxed);
+    }
+
+    /// What the driver has set up.
+    #[must_use]
+    pub fn save(&self) -> InterruptState {
+        InterruptState {
+            config_vector: self.config_vector(),
+            queue_vectors: (0..self.queue_vectors.len())
+                .map(|queue| self.queue_vector(queue))
+                .collect(),
+            isr: self.isr.load(Ordering::Relaxed),
+            entries: self.msix.save(),
+        }
+    }
+
+    /// Takes it back.
+    ///
+    /// # Errors
+    /// It is of a device with other queues.
+    pub fn restore(&self, state: &InterruptState) -> Result<(), Mismatch> {
+        if state.queue_vectors.len() != self.queue_vectors.len() {
+            return Err(Mismatch::Other("number of queues"));
+        }
+        self.msix.restore(&state.entries)?;
+        self.set_config_vector(state.config_vector);
+        for (queue, vector) in state.queue_vectors.iter().enumerate() {
+            self.set_queue_vector(queue, *vector);
+        }
+        self.isr.store(state.isr, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The ISR status, which reading clears.

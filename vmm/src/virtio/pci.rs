@@ -13,12 +13,13 @@
 
 use std::{io, sync::Arc};
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
     device::{Memory, VirtioDevice},
-    interrupt::Interrupts,
-    transport::{QueueSetup, Transport},
+    interrupt::{InterruptState, Interrupts},
+    transport::{QueueSetup, Transport, TransportState},
 };
 use crate::{
     event_loop::EventLoops,
@@ -27,6 +28,7 @@ use crate::{
         config::{Config, Identity, Region},
         msix::{self, Messenger, Msix},
     },
+    template::{Mismatch, NotAtRest, state::FunctionState},
 };
 
 const VENDOR: u16 = 0x1af4;
@@ -74,6 +76,16 @@ pub struct Wiring {
     pub messenger: Arc<dyn Messenger>,
     /// Where notifications come from.
     pub doorbells: Arc<dyn Doorbells>,
+}
+
+/// What a driver has made of a function, besides its configuration space.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct VirtioPciState {
+    transport: TransportState,
+    interrupts: InterruptState,
+    device_feature_select: u32,
+    driver_feature_select: u32,
+    queue_select: u16,
 }
 
 /// The function.
@@ -188,6 +200,14 @@ impl VirtioPci {
     fn disconnect(&self) {
         for (address, kick) in self.notifications() {
             self.doorbells.disconnect(address, kick);
+        }
+    }
+
+    fn follow_region(&mut self) {
+        if let Some(region) = self.config.region()
+            && u64::from(region.address) != self.connected
+        {
+            self.reconnect(region.address.into());
         }
     }
 
@@ -326,11 +346,7 @@ impl Function for VirtioPci {
 
     fn write_config(&mut self, offset: u8, data: &[u8]) {
         self.config.write(offset, data);
-        if let Some(region) = self.config.region()
-            && u64::from(region.address) != self.connected
-        {
-            self.reconnect(region.address.into());
-        }
+        self.follow_region();
         let control = self.msix + 2;
         if (offset..)
             .zip(data)
@@ -378,6 +394,39 @@ impl Function for VirtioPci {
             TABLE => self.interrupts.msix().write_table(within, data),
             _ => {}
         }
+    }
+
+    fn save(&mut self) -> Result<FunctionState, NotAtRest> {
+        Ok(FunctionState {
+            config: self.config.save(),
+            virtio: Some(VirtioPciState {
+                transport: self.transport.save()?,
+                interrupts: self.interrupts.save(),
+                device_feature_select: self.device_feature_select,
+                driver_feature_select: self.driver_feature_select,
+                queue_select: self.queue_select,
+            }),
+        })
+    }
+
+    fn restore(&mut self, state: &FunctionState) -> Result<(), Mismatch> {
+        let Some(virtio) = &state.virtio else {
+            return Err(Mismatch::Other("device on the bus"));
+        };
+        self.config.restore(&state.config)?;
+        self.follow_region();
+        self.transport.restore(&virtio.transport)?;
+        self.interrupts.restore(&virtio.interrupts)?;
+        let control = self.config.read_u16(self.msix + 2);
+        self.interrupts.msix().set_control(control);
+        self.device_feature_select = virtio.device_feature_select;
+        self.driver_feature_select = virtio.driver_feature_select;
+        self.queue_select = virtio.queue_select;
+        Ok(())
+    }
+
+    fn resume(&mut self) -> io::Result<()> {
+        self.transport.resume()
     }
 }
 

@@ -4,8 +4,12 @@
 //! Nothing the driver writes is believed before DRIVER_OK: then sizes and addresses are checked at once, and from then on
 //! they are out of its reach until it resets the device.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+};
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::{
     virtio_config::{
         VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
@@ -18,10 +22,13 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
-    device::{Activation, ActiveQueue, Memory, VirtioDevice},
+    device::{Activation, ActiveQueue, Memory, Rest, VirtioDevice},
     interrupt::{Interrupts, OfConfig, OfQueue},
 };
-use crate::event_loop::{EventLoops, Running};
+use crate::{
+    event_loop::{EventLoops, Running},
+    template::{Mismatch, NotAtRest},
+};
 
 const ACKNOWLEDGE: u8 = VIRTIO_CONFIG_S_ACKNOWLEDGE as u8;
 const DRIVER: u8 = VIRTIO_CONFIG_S_DRIVER as u8;
@@ -37,7 +44,7 @@ const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 const INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
 /// What the driver can set of a queue. Unchecked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueSetup {
     /// In descriptors.
     pub size: u16,
@@ -49,6 +56,15 @@ pub struct QueueSetup {
     pub available: u64,
     /// The used ring's.
     pub used: u64,
+}
+
+/// What a driver has negotiated and set up, and what the device has of its own.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct TransportState {
+    status: u8,
+    features: u64,
+    queues: Vec<QueueSetup>,
+    device: Vec<u8>,
 }
 
 /// A device with its driver's side of the negotiation.
@@ -190,7 +206,7 @@ impl Transport {
         }
         if added & DRIVER_OK != 0 && ready && self.status & FEATURES_OK != 0 {
             self.status |= DRIVER_OK;
-            if let Err(error) = self.activate() {
+            if let Err(error) = self.activate(false) {
                 self.fail(&error);
             }
         }
@@ -233,13 +249,23 @@ impl Transport {
         }
     }
 
-    fn activate(&mut self) -> Result<(), Error> {
+    /// With `resumed`, the queues have been served before.
+    fn activate(&mut self, resumed: bool) -> Result<(), Error> {
         let mut queues = Vec::with_capacity(self.queues.len());
         let sizes = self.device.queue_max_sizes().to_vec();
         for (index, (setup, max_size)) in self.queues.iter().zip(sizes).enumerate() {
+            let mut queue = checked(setup, max_size, self.features & EVENT_IDX != 0, &self.memory)
+                .ok_or(Error::BadQueue(index))?;
+            if resumed && queue.ready() {
+                // What it had taken it has returned (`Rest`).
+                let used = queue
+                    .used_idx(self.memory.as_ref(), Ordering::Acquire)
+                    .map_err(|_| Error::BadQueue(index))?;
+                queue.set_next_avail(used.0);
+                queue.set_next_used(used.0);
+            }
             queues.push(ActiveQueue {
-                queue: checked(setup, max_size, self.features & EVENT_IDX != 0, &self.memory)
-                    .ok_or(Error::BadQueue(index))?,
+                queue,
                 kick: self.kicks[index].try_clone().map_err(Error::Kick)?,
                 interrupt: Arc::new(OfQueue {
                     interrupts: self.interrupts.clone(),
@@ -276,10 +302,94 @@ impl Transport {
     /// guest's memory.
     pub fn reset(&mut self) {
         self.stop();
+        self.device.reset();
         self.status = 0;
         self.features = 0;
         self.queues = self.unset_queues();
         self.interrupts.reset();
+    }
+
+    /// Stops the device for good, and returns what a driver has made of it. The vCPUs have stopped before.
+    ///
+    /// # Errors
+    /// It has work under way, or something that can't be saved.
+    pub fn save(&mut self) -> Result<TransportState, NotAtRest> {
+        self.stop();
+        if self.status & (FAILED | NEEDS_RESET) != 0 {
+            return Err(self.busy("has failed"));
+        }
+        if self.status & DRIVER_OK == 0 && self.status != 0 {
+            return Err(self.busy("is being set up"));
+        }
+        for (setup, max_size) in self.queues.iter().zip(self.device.queue_max_sizes()) {
+            if self.device.rest() == Rest::Untouched && setup.enabled {
+                let queue = checked(setup, *max_size, false, &self.memory);
+                let untouched = queue.is_some_and(|queue| {
+                    let memory = self.memory.as_ref();
+                    let available = queue.avail_idx(memory, Ordering::Acquire);
+                    let used = queue.used_idx(memory, Ordering::Acquire);
+                    matches!((available, used), (Ok(available), Ok(used)) if available.0 == 0 && used.0 == 0)
+                });
+                if !untouched {
+                    return Err(self.busy("has been used"));
+                }
+            }
+        }
+        Ok(TransportState {
+            status: self.status,
+            features: self.features,
+            queues: self.queues.clone(),
+            device: self.device.save()?,
+        })
+    }
+
+    fn busy(&self, what: &str) -> NotAtRest {
+        NotAtRest(format!("the device of type {} {what}", self.device_type()))
+    }
+
+    /// Does what the driver had done, but for the last step.
+    ///
+    /// # Errors
+    /// No driver could have done that.
+    pub fn restore(&mut self, state: &TransportState) -> Result<(), Mismatch> {
+        self.device.restore(&state.device)?;
+        if state.status == 0 {
+            return Ok(());
+        }
+        self.set_status(ACKNOWLEDGE);
+        self.set_status(ACKNOWLEDGE | DRIVER);
+        self.accept(state.features);
+        self.set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK);
+        for (index, setup) in state.queues.iter().enumerate() {
+            self.set_queue(index, |queue| *queue = *setup);
+        }
+        let right = self.status | DRIVER_OK == state.status
+            && self.queues == state.queues
+            && self.features == state.features;
+        if right {
+            Ok(())
+        } else {
+            Err(Mismatch::Part { part: "a device" })
+        }
+    }
+
+    /// Serves the queues from where they were left, after [`Transport::restore`] has set up a device that a driver had made ready.
+    ///
+    /// # Errors
+    /// The device can't be activated.
+    pub fn resume(&mut self) -> io::Result<()> {
+        if self.status & (FEATURES_OK | DRIVER_OK) != FEATURES_OK {
+            return Ok(());
+        }
+        self.status |= DRIVER_OK;
+        self.activate(true).map_err(|error| io::Error::other(crate::chain(&error)))?;
+        // Whatever the driver has made available, and nobody has looked at.
+        for (queue, setup) in self.queues.iter().enumerate() {
+            if setup.enabled {
+                self.notify(queue);
+            }
+        }
+        Ok(())
     }
 
     /// Changes with the device-specific configuration.

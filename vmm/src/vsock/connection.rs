@@ -2,6 +2,7 @@
 
 use std::{collections::VecDeque, net::Shutdown, time::Instant};
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::epoll::EventSet;
 
 use super::{
@@ -17,7 +18,7 @@ pub const BUF_ALLOC: u32 = 256 * 1024;
 const MAX_PAYLOAD: u32 = 64 * 1024;
 
 /// The two ends of a connection; its name while the guest knows of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Ports {
     /// The host's.
     pub host: u32,
@@ -30,6 +31,8 @@ pub struct Ports {
 pub enum Phase {
     /// The guest wants it, the shim has not decided.
     Requested,
+    /// It was established in another process; the shim has yet to say what is behind it in this one.
+    Restored,
     /// The shim wants it under this name, the guest has not answered.
     Dialing(u64),
     /// Data goes both ways, as far as the stream does.
@@ -59,6 +62,18 @@ struct Due {
     credit_update: bool,
     credit_request: bool,
     shutdown: u32,
+}
+
+/// A connection on which nothing is under way: what each side has counted (virtio 1.2, 5.10.6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuietConnection {
+    /// Its two ends.
+    pub ports: Ports,
+    received: u32,
+    told: u32,
+    sent: u32,
+    guest_buf_alloc: u32,
+    guest_fwd_cnt: u32,
 }
 
 /// One connection.
@@ -121,6 +136,32 @@ impl Connection {
         let mut connection = Self::new(ports, Phase::Requested, deadline);
         connection.take_credit(header);
         connection
+    }
+
+    /// It goes on from where another process has left it, when the shim has said with what.
+    pub fn restored(quiet: &QuietConnection, deadline: Instant) -> Self {
+        let mut connection = Self::new(quiet.ports, Phase::Restored, deadline);
+        connection.received = quiet.received;
+        connection.forwarded = quiet.received;
+        connection.told = quiet.told;
+        connection.sent = quiet.sent;
+        connection.guest_buf_alloc = quiet.guest_buf_alloc;
+        connection.guest_fwd_cnt = quiet.guest_fwd_cnt;
+        connection
+    }
+
+    /// What is left to know of it when everything has been handed over, and neither side has begun to end it.
+    pub fn quiet(&self) -> Option<QuietConnection> {
+        let over = self.guest_shutdown != 0 || self.announced != 0 || self.read_done || self.write_done;
+        let under_way = self.has_control() || !self.buffer.is_empty() || self.forwarded != self.received;
+        (self.phase == Phase::Established && !over && !under_way).then_some(QuietConnection {
+            ports: self.ports,
+            received: self.received,
+            told: self.told,
+            sent: self.sent,
+            guest_buf_alloc: self.guest_buf_alloc,
+            guest_fwd_cnt: self.guest_fwd_cnt,
+        })
     }
 
     /// The shim wants it under the name `dial`.

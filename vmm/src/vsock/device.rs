@@ -13,10 +13,14 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use virtio_queue::{QueueOwnedT, QueueT};
 
 use super::{
+    connection::QuietConnection,
     muxer::Muxer,
     packet::{Blank, Received},
 };
-use crate::virtio::device::{ActivateError, Activation, ActiveQueue, Broken, Memory, Part, VirtioDevice};
+use crate::{
+    template::{Mismatch, NotAtRest},
+    virtio::device::{ActivateError, Activation, ActiveQueue, Broken, Memory, Part, VirtioDevice},
+};
 
 /// The queues (virtio 1.2, 5.10.2): for packets to the guest, from the guest, and for events.
 const RECEIVE: usize = 0;
@@ -95,7 +99,7 @@ impl VirtioDevice for Vsock {
         };
         let receive = next(RECEIVE, true)?;
         let transmit = next(TRANSMIT, true)?;
-        // Events are sent only after a restore.
+        // Events would tell that all connections are gone: a restored machine keeps its own.
         let _event = next(EVENT, false)?;
         Ok(vec![Part::shared(Active {
             memory: activation.memory,
@@ -106,6 +110,23 @@ impl VirtioDevice for Vsock {
             transmit_waits: false,
             muxer: Arc::clone(&self.muxer),
         })])
+    }
+
+    fn reset(&mut self) {
+        lock(&self.muxer).clear();
+    }
+
+    fn save(&self) -> Result<Vec<u8>, NotAtRest> {
+        let failed = |what: &str| NotAtRest(format!("vsock {what}"));
+        let connections = lock(&self.muxer).save().map_err(failed)?;
+        postcard::to_allocvec(&connections).map_err(|error| failed(&error.to_string()))
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), Mismatch> {
+        let connections: Vec<QuietConnection> =
+            postcard::from_bytes(state).map_err(|_| Mismatch::Damaged("its connections make no sense"))?;
+        lock(&self.muxer).restore(&connections);
+        Ok(())
     }
 }
 
@@ -224,6 +245,7 @@ impl MutEventSubscriber for Active {
                 eprintln!("vsock: cannot watch descriptor {fd}: {error}");
             }
         }
+        lock(&self.muxer).reconnect();
         // Whatever became available before, in another process even.
         self.transmit_waits = true;
         self.transmit.come_back();
@@ -241,12 +263,6 @@ impl MutEventSubscriber for Active {
             lock(&self.muxer).poll();
         }
         self.serve();
-    }
-}
-
-impl Drop for Active {
-    fn drop(&mut self) {
-        lock(&self.muxer).clear();
     }
 }
 

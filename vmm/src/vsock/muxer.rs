@@ -13,7 +13,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{
     broker::Broker,
-    connection::{Connection, Fate, Phase, Ports},
+    connection::{Connection, Fate, Phase, Ports, QuietConnection},
     deadline::Deadlines,
     packet::{HOST_CID, Header, Op, Pieces, Received, TYPE_STREAM},
     stream::Stream,
@@ -123,6 +123,40 @@ impl Muxer {
         }
         self.resets.clear();
         self.finish();
+    }
+
+    /// What is left to know of the connections when nothing is under way; the device has stopped serving.
+    ///
+    /// # Errors
+    /// Something is under way, in one line.
+    pub fn save(&self) -> Result<Vec<QuietConnection>, &'static str> {
+        if !self.resets.is_empty() {
+            return Err("has answers that the guest has not taken");
+        }
+        let quiet = self.connections.values().map(Connection::quiet);
+        quiet
+            .collect::<Option<_>>()
+            .ok_or("has a connection that is not at rest")
+    }
+
+    /// Takes connections over from where another process has left them. The shim is asked for each by the port of the host's.
+    pub fn restore(&mut self, connections: &[QuietConnection]) {
+        for quiet in connections.iter().take(MAX_CONNECTIONS) {
+            let serial = self.take_serial();
+            let deadline = Instant::now() + self.patience;
+            self.insert(serial, Connection::restored(quiet, deadline));
+        }
+    }
+
+    /// Asks the shim for what is behind the connections that have been restored.
+    pub fn reconnect(&mut self) {
+        let restored = self.connections.iter().filter(|(_, connection)| connection.phase() == Phase::Restored);
+        let ports: Vec<_> = restored.map(|(serial, connection)| (*serial, connection.ports.host)).collect();
+        for (serial, port) in ports {
+            if !self.broker.ask(serial, port) {
+                self.settle(serial, Fate::Reset);
+            }
+        }
     }
 
     /// Handles one packet of the guest's.
@@ -376,7 +410,7 @@ impl Muxer {
                     let waits = self
                         .connections
                         .get(&id)
-                        .is_some_and(|c| c.phase() == Phase::Requested);
+                        .is_some_and(|c| matches!(c.phase(), Phase::Requested | Phase::Restored));
                     if waits {
                         let accepted = stream.is_some_and(|stream| self.attach(id, stream));
                         self.settle(id, if accepted { Fate::Keep } else { Fate::Reset });

@@ -7,3 +7,4 @@ pub mod layout;
 pub mod mptable;
 pub mod ports;
 pub mod registers;
+pub mod state;

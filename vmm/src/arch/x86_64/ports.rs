@@ -10,6 +10,7 @@ use std::{
 };
 
 use sealock_protocol::control::ExitReason;
+use serde::{Deserialize, Serialize};
 use vm_superio::{Serial, Trigger, serial::NoEvents};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -20,6 +21,15 @@ pub const SERIAL_INTERRUPT: u8 = 4;
 
 const SERIAL: u16 = 0x3f8;
 const SERIAL_END: u16 = SERIAL + 7;
+// The serial port's registers (16550).
+const DIVISOR_LOW: u16 = 0;
+const DIVISOR_HIGH: u16 = 1;
+const INTERRUPT_ENABLE: u16 = 1;
+const LINE_CONTROL: u16 = 3;
+const MODEM_CONTROL: u16 = 4;
+const SCRATCH: u16 = 7;
+/// The bit of the line control register that gives access to the divisor.
+const DIVISOR_LATCH: u8 = 1 << 7;
 const KEYBOARD_STATUS: u16 = 0x64;
 /// The command that pulses the processor's reset line.
 const KEYBOARD_RESET: u8 = 0xfe;
@@ -28,6 +38,17 @@ pub const PCI_ADDRESS: u16 = 0xcf8;
 const PCI_DATA: u16 = 0xcfc;
 const PCI_DATA_END: u16 = PCI_DATA + 3;
 const PCI_ENABLE: u32 = 1 << 31;
+
+/// What the guest has written to the ports. Nothing is ever received on the serial port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortsState {
+    pci_address: u32,
+    baud_divisor: [u8; 2],
+    interrupt_enable: u8,
+    line_control: u8,
+    modem_control: u8,
+    scratch: u8,
+}
 
 /// The ports of a machine.
 pub struct Ports {
@@ -58,6 +79,42 @@ impl Ports {
             pci,
             pci_address: AtomicU32::new(0),
             ending,
+        }
+    }
+
+    /// What the guest has written.
+    #[must_use]
+    pub fn save(&self) -> PortsState {
+        let serial = self
+            .serial
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .state();
+        PortsState {
+            pci_address: self.pci_address.load(Ordering::Relaxed),
+            baud_divisor: [serial.baud_divisor_low, serial.baud_divisor_high],
+            interrupt_enable: serial.interrupt_enable,
+            line_control: serial.line_control,
+            modem_control: serial.modem_control,
+            scratch: serial.scratch,
+        }
+    }
+
+    /// Writes what another machine's guest has written.
+    pub fn restore(&self, state: PortsState) {
+        self.pci_address.store(state.pci_address, Ordering::Relaxed);
+        let registers = [
+            (LINE_CONTROL, DIVISOR_LATCH),
+            (DIVISOR_LOW, state.baud_divisor[0]),
+            (DIVISOR_HIGH, state.baud_divisor[1]),
+            (LINE_CONTROL, state.line_control & !DIVISOR_LATCH),
+            (INTERRUPT_ENABLE, state.interrupt_enable),
+            (MODEM_CONTROL, state.modem_control),
+            (SCRATCH, state.scratch),
+            (LINE_CONTROL, state.line_control),
+        ];
+        for (register, value) in registers {
+            self.write(SERIAL + register, &[value]);
         }
     }
 
@@ -200,5 +257,19 @@ mod tests {
         }
         ports.write(PCI_ADDRESS, &0x8000_0000_u32.to_le_bytes());
         assert_eq!(read32(&ports, PCI_DATA + 2), u32::MAX, "across the register");
+    }
+
+    #[test]
+    fn what_a_guest_has_written_is_written_again() {
+        let (one, ..) = ports();
+        for (register, value) in [(3, 0x80), (0, 12), (1, 1), (3, 0x1b), (1, 1), (4, 8), (7, 0x5a)] {
+            one.write(SERIAL + register, &[value]);
+        }
+        one.write(PCI_ADDRESS, &0x8000_1234_u32.to_le_bytes());
+        let (other, ..) = ports();
+        assert_ne!(other.save(), one.save());
+        other.restore(one.save());
+        assert_eq!(other.save(), one.save());
+        assert_eq!(other.save().baud_divisor, [12, 1]);
     }
 }
