@@ -1,6 +1,7 @@
 //! The `sealock` command.
 
 mod check;
+mod template;
 mod trace;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -19,6 +20,11 @@ struct Arguments {
 enum Command {
     /// Tell whether this host can run microVMs, and what to do if not
     Check,
+    /// Make, list and delete the templates that pods are restored from
+    Template {
+        #[command(subcommand)]
+        command: template::Command,
+    },
     /// Print the timeline of a pod's start as a table
     Trace {
         /// containerd's log; `-` stands for standard input (journalctl -u containerd | sealock trace)
@@ -32,6 +38,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Check => check::run(),
+        Command::Template { command } => template::run(command),
         Command::Trace { log, id } => trace::run(&log, id.as_deref()),
     };
     match result {

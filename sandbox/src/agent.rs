@@ -8,13 +8,15 @@ use std::{
 
 use sealock_protocol::{
     agent::{
-        AgentClient, AwaitMemoryPressureRequest, ConnectPortRequest, ContainerStatsRequest,
+        AgentClient, AwaitMemoryPressureRequest, Clock, ConnectPortRequest, ContainerStatsRequest,
         ContainerStatsResponse, CreateContainerRequest, CreateSandboxRequest, ExecPid, ExecProcessRequest,
         ListProcessesRequest, Network, NextEventRequest, PauseContainerRequest, RefreshVolumeRequest,
         RemoveContainerRequest, RemoveProcessRequest, ResizeSandboxRequest, ResizeTerminalRequest,
-        ResumeContainerRequest, SignalContainerRequest, StartContainerRequest, Stdio, StopSandboxRequest,
-        UpdateContainerRequest, UpdateNetworkRequest, WaitContainerRequest, next_event_response,
+        RestRequest, ResumeContainerRequest, SignalContainerRequest, StartContainerRequest, Stdio,
+        StopSandboxRequest, UpdateContainerRequest, UpdateNetworkRequest, WaitContainerRequest,
+        next_event_response,
     },
+    control::GuestClock,
     guest::{Hello, MAX_HELLO, VERSION},
     timeline::monotonic_ns,
 };
@@ -171,7 +173,16 @@ impl Agent {
         }
     }
 
-    /// Sets the pod up in a machine of `size`, with a network if it has one.
+    /// Has the guest let go of what a template is not to hold.
+    ///
+    /// # Errors
+    /// The agent refuses or doesn't answer.
+    pub async fn rest(&self) -> Result<(), Error> {
+        let answer = self.client.rest(self.within(), &RestRequest::new()).await;
+        self.check("Rest", answer).map(drop)
+    }
+
+    /// Sets the pod up in a machine of `size`, with a network if it has one, and with a clock if it has been restored.
     ///
     /// # Errors
     /// The agent refuses or doesn't answer.
@@ -181,11 +192,21 @@ impl Agent {
         entropy: Vec<u8>,
         size: Size,
         network: Option<Network>,
+        clock: Option<GuestClock>,
     ) -> Result<(), Error> {
         let mut request = CreateSandboxRequest::new();
         request.hostname = hostname.to_owned();
         request.entropy = entropy;
         request.network = network.into();
+        request.clock = clock
+            .map(|known| {
+                let mut clock = Clock::new();
+                clock.realtime_ns = known.realtime_ns;
+                clock.tsc = known.tsc;
+                clock.tsc_khz = known.tsc_khz;
+                clock
+            })
+            .into();
         request.vcpus = size.vcpus.into();
         request.memory_mib = size.memory_mib;
         if size.max_memory_mib > size.memory_mib {

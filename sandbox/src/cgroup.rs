@@ -182,6 +182,12 @@ impl PodCgroup {
         &self.path
     }
 
+    /// The cgroup that this process was in before.
+    #[must_use]
+    pub fn origin(&self) -> &Path {
+        &self.origin
+    }
+
     /// Leaves it and removes it.
     ///
     /// # Errors

@@ -13,6 +13,8 @@ use std::{
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::template::Scope;
+
 /// Where the configuration is read from, unless [`ENVIRONMENT`] says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/sealock/config.toml";
 
@@ -100,6 +102,7 @@ pub struct Config {
     uid_count: u32,
     state_dir: PathBuf,
     vhost_net: bool,
+    templates: Scope,
     log_level: LogLevel,
 }
 
@@ -121,6 +124,7 @@ struct Written {
     uid_count: Option<Spanned<u32>>,
     state_dir: Option<Spanned<PathBuf>>,
     vhost_net: Option<VhostNet>,
+    templates: Option<Scope>,
     log_level: Option<LogLevel>,
 }
 
@@ -218,6 +222,7 @@ impl Config {
             uid_count: at_least("uid_count", written.uid_count, 65_536, 1, 1 << 20)?,
             state_dir: path("state_dir", written.state_dir, PathBuf::from(DEFAULT_STATE_DIR))?,
             vhost_net: written.vhost_net != Some(VhostNet::Off),
+            templates: written.templates.unwrap_or(Scope::Node),
             log_level: written.log_level.unwrap_or(LogLevel::Info),
         })
     }
@@ -299,6 +304,12 @@ impl Config {
     #[must_use]
     pub fn vhost_net(&self) -> bool {
         self.vhost_net
+    }
+
+    /// Who shares a template.
+    #[must_use]
+    pub fn templates(&self) -> Scope {
+        self.templates
     }
 
     /// How much is logged.
@@ -426,6 +437,7 @@ mod tests {
             "uid_count",
             "state_dir",
             "vhost_net",
+            "templates",
             "log_level",
         ] {
             assert!(active.contains(&format!("\n{key} = ")), "{key} is not documented");

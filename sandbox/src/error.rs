@@ -2,7 +2,9 @@
 
 use std::{error::Error as StdError, fmt::Write, sync::Arc, time::Duration};
 
-use crate::{agent, cgroup, check, config, hooks, launch, mount, network, share, size, spec, state, stdio};
+use crate::{
+    agent, cgroup, check, config, hooks, launch, mount, network, share, size, spec, state, stdio, template,
+};
 
 /// What went wrong with a pod or a container.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +48,9 @@ pub enum Error {
     /// The agent refused, or didn't answer.
     #[error(transparent)]
     Agent(#[from] agent::Error),
+    /// A template can't be made or kept.
+    #[error(transparent)]
+    Template(#[from] template::store::Error),
     /// The pod never came up; shared by all who wait for it.
     #[error("the pod did not start")]
     NotStarted(#[source] Arc<Error>),
@@ -106,9 +111,12 @@ impl Error {
             Self::Config(_) | Self::Check(_) => Kind::FailedPrecondition,
             Self::NotStarted(error) => error.kind(),
             Self::Ended(_) => Kind::Unavailable,
-            Self::Launch(_) | Self::StandIn(_) | Self::Resize(_) | Self::Undead(_) | Self::Cleanup(_) => {
-                Kind::Internal
-            }
+            Self::Template(_)
+            | Self::Launch(_)
+            | Self::StandIn(_)
+            | Self::Resize(_)
+            | Self::Undead(_)
+            | Self::Cleanup(_) => Kind::Internal,
         }
     }
 }

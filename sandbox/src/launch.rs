@@ -27,6 +27,7 @@ use crate::{
     size::{Host, Size},
     spec,
     state::{PodDir, Record, Uid},
+    template::{self, Key, Order},
     timeline::Timeline,
 };
 
@@ -49,6 +50,9 @@ pub enum Error {
     /// The monitor can't be told its machine.
     #[error("cannot configure the virtual machine monitor")]
     Configure(#[source] seqpacket::Error),
+    /// The machine can't be made a template of.
+    #[error("cannot save the virtual machine: {0}")]
+    Save(String),
     /// The machine ended before its agent answered.
     #[error("the virtual machine ended before it was ready: {0}")]
     Ended(String),
@@ -120,6 +124,10 @@ pub struct Launched {
     pub(crate) vmm_stderr: ChildStderr,
     pub(crate) fsd_stderr: ChildStderr,
     pub(crate) timeline: Timeline,
+    /// The template that the machine is restored from, if it can be.
+    pub(crate) template: Option<(Key, Order)>,
+    /// The template that is to be made.
+    pub(crate) order: Option<Order>,
 }
 
 /// Starts a pod's processes. To be called on the thread that lives as long as the process ([`Process::start`]).
@@ -170,6 +178,12 @@ pub(crate) fn launch_with(
             (Some(attached), plugs)
         }
     };
+    let found = template::find(
+        config,
+        &files,
+        size,
+        spec::namespace(request.spec).unwrap_or(request.namespace),
+    );
     let machine = MachineConfig {
         vcpus: size.vcpus,
         max_vcpus: size.max_vcpus,
@@ -178,6 +192,7 @@ pub(crate) fn launch_with(
         console: config.console(),
         uid: uid.get(),
         gid: uid.get(),
+        template: found.opened.is_some(),
         nets: plugs.iter().map(|plug| plug.config.clone()).collect(),
     };
     let own: [_; CONFIGURE_FDS] = [
@@ -188,8 +203,12 @@ pub(crate) fn launch_with(
         sockets.broker.1.as_fd(),
         sockets.relay.1.as_fd(),
     ];
+    let of_template = found
+        .opened
+        .iter()
+        .flat_map(|opened| [opened.state.as_fd(), opened.memory.as_fd()]);
     let taps = plugs.iter().flat_map(|plug| &plug.descriptors).map(AsFd::as_fd);
-    let descriptors: Vec<_> = own.into_iter().chain(taps).collect();
+    let descriptors: Vec<_> = own.into_iter().chain(of_template).chain(taps).collect();
     match sockets
         .control
         .0
@@ -247,6 +266,8 @@ pub(crate) fn launch_with(
         vmm_stderr,
         fsd_stderr,
         timeline,
+        template: found.opened.map(|opened| (opened.key, opened.order)),
+        order: found.order,
     })
 }
 

@@ -45,6 +45,7 @@ pub mod spec;
 pub mod stand_in;
 pub mod state;
 pub mod stdio;
+pub mod template;
 pub mod timeline;
 pub mod volume;
 

@@ -3,17 +3,19 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
+    pin::pin,
     process::ExitStatus,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use sealock_protocol::{
     agent::next_event_response,
-    control::{Event, ExitReason, MAX_MESSAGE, Request},
+    control::{Event, ExitReason, GuestClock, MAX_MESSAGE, Request, Start},
     seqpacket,
 };
 use tokio::{
@@ -39,6 +41,7 @@ use crate::{
     socket::{self, AsyncSeqPacket},
     stand_in::StandIns,
     state::{PodDir, Uid},
+    template::{self, Key, Order},
     timeline::Timeline,
 };
 
@@ -75,6 +78,8 @@ pub struct Sandbox {
     control: Arc<Control>,
     pub(crate) sizing: Sizing,
     stand_ins: StandIns,
+    template: Option<(Key, Order)>,
+    order: Mutex<Option<Order>>,
 }
 
 /// What happens by itself in a pod.
@@ -92,7 +97,8 @@ pub enum GuestEvent {
 /// What the monitor has said so far.
 #[derive(Debug, Default)]
 struct Said {
-    running: bool,
+    /// How the machine began, once it runs.
+    start: Option<Start>,
     console: Option<String>,
     /// The answer to a [`Request::Resize`].
     resized: Option<Resized>,
@@ -127,9 +133,9 @@ impl Control {
         while unasked < 64 {
             unasked += 1;
             match self.socket.receive::<Event>(MAX_MESSAGE).await {
-                Ok((Event::Running { marks }, _)) => {
+                Ok((Event::Running { marks, start }, _)) => {
                     lock(timeline).extend(marks);
-                    self.said.send_modify(|said| said.running = true);
+                    self.said.send_modify(|said| said.start = Some(start));
                 }
                 Ok((
                     Event::Resized {
@@ -154,6 +160,8 @@ impl Control {
                         first
                     });
                 }
+                // Nobody has asked.
+                Ok((Event::Saved { .. }, _)) => {}
                 Ok((Event::Console { tail }, _)) => {
                     self.said.send_modify(|said| said.console = Some(tail));
                 }
@@ -207,11 +215,12 @@ impl Control {
         timeout(MONITOR_DEADLINE, resize).await.ok().flatten()
     }
 
-    /// Waits until every virtual CPU of the start exists, or the monitor has ended.
-    async fn running(&self) {
+    /// Waits until every virtual CPU of the start exists, or the monitor has ended: how the machine began.
+    async fn running(&self) -> Option<Start> {
         let mut said = self.said.subscribe();
+        let said = said.wait_for(|said| said.start.is_some() || said.closed).await;
         // The sender is ours.
-        let _ = said.wait_for(|said| said.running || said.closed).await;
+        said.ok()?.start.clone()
     }
 
     /// Asks for a network device to be plugged in or out. One such question is under way at a time.
@@ -313,6 +322,8 @@ impl Launched {
             control: Arc::clone(&control),
             sizing: Sizing::new(self.size),
             stand_ins: StandIns::default(),
+            template: self.template,
+            order: Mutex::new(self.order),
         });
 
         for (name, stderr) in [("sealock-vmm", self.vmm_stderr), ("sealock-fsd", self.fsd_stderr)] {
@@ -482,10 +493,10 @@ impl Sandbox {
         control: &Control,
     ) -> Result<Agent, Error> {
         let deadline = self.config.agent_timeout();
-        let times = tokio::select! {
+        let clock = tokio::select! {
             biased;
-            times = timeout(deadline, agent::read_hello(&mut hello)) => match times {
-                Ok(Ok(times)) => times,
+            begun = timeout(deadline, self.begun(&mut hello, control)) => match begun {
+                Ok(Ok(clock)) => clock,
                 Ok(Err(error)) => return Err(self.ended_or(error.into()).await),
                 Err(_) => {
                     let console = control.read_console().await;
@@ -499,12 +510,6 @@ impl Sandbox {
             },
             reason = self.wait_ended() => return Err(launch::Error::Ended(reason).into()),
         };
-        {
-            let mut timeline = self.timeline();
-            timeline.mark_at("guest_kernel_entered", times.kernel_entered);
-            timeline.mark_at("agent_init", times.agent_init);
-            timeline.mark_at("agent_hello", times.hello);
-        }
         let agent = Agent::new(hello, deadline);
         let mut entropy = vec![0; 64];
         broker::fill_random(&mut entropy).map_err(launch::Error::Socket)?;
@@ -516,13 +521,81 @@ impl Sandbox {
         }
         tokio::select! {
             biased;
-            created = agent.create_sandbox(hostname, entropy, size, network) => if let Err(error) = created {
+            created = agent.create_sandbox(hostname, entropy, size, network, clock) => if let Err(error) = created {
                 return Err(self.ended_or(error.into()).await);
             },
             reason = self.wait_ended() => return Err(launch::Error::Ended(reason).into()),
         }
         self.timeline().mark("sandbox_created");
         Ok(agent)
+    }
+
+    /// Waits until the agent can be spoken to. A restored machine's has said hello already, and needs to be told the time.
+    async fn begun(
+        &self,
+        hello: &mut UnixStream,
+        control: &Control,
+    ) -> Result<Option<GuestClock>, agent::Error> {
+        let mut greeting = pin!(agent::read_hello(hello));
+        let greeted = tokio::select! {
+            biased;
+            start = control.running() => Err(start),
+            times = &mut greeting => Ok(times?),
+        };
+        let times = match greeted {
+            Ok(times) => times,
+            Err(Some(Start::Restored { clock })) => {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                let unknown = GuestClock {
+                    tsc: 0,
+                    tsc_khz: 0,
+                    realtime_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+                };
+                return Ok(Some(clock.unwrap_or(unknown)));
+            }
+            // A monitor that has ended closes the hello.
+            Err(start) => {
+                if let Some(Start::Booted { instead }) = start
+                    && !instead.is_empty()
+                {
+                    self.give_up_template(&instead);
+                }
+                greeting.await?
+            }
+        };
+        let mut timeline = self.timeline();
+        timeline.mark_at("guest_kernel_entered", times.kernel_entered);
+        timeline.mark_at("agent_init", times.agent_init);
+        timeline.mark_at("agent_hello", times.hello);
+        Ok(None)
+    }
+
+    /// The machine could not be restored, and no other one is to try.
+    fn give_up_template(&self, why: &str) {
+        let Some((key, order)) = &self.template else {
+            return;
+        };
+        tracing::warn!(
+            sandbox = self.id,
+            template = key.as_str(),
+            error = printable(why, 512),
+            "the pod boots: its template is of no use"
+        );
+        template::discard(&self.config, key);
+        *self.order.lock().unwrap_or_else(PoisonError::into_inner) = Some(order.clone());
+    }
+
+    /// The cgroup that the pod's supervisor was in before it entered the pod's; none if it has not.
+    #[must_use]
+    pub fn origin_cgroup(&self) -> Option<PathBuf> {
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let cgroup = files.as_ref()?.0.as_ref()?;
+        Some(cgroup.origin().to_owned())
+    }
+
+    /// The template that the pod would have been restored from, if there were one: to be made for the next ones. Once.
+    pub fn take_order(&self) -> Option<Order> {
+        self.order.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Carries what happens in the pod's network namespace into the guest, until the pod ends.

@@ -135,6 +135,18 @@ pub fn hostname(spec: &Value) -> &str {
     spec.get("hostname").and_then(Value::as_str).unwrap_or_default()
 }
 
+/// The Kubernetes namespace of the container's pod, as containerd or CRI-O names it.
+#[must_use]
+pub fn namespace(spec: &Value) -> Option<&str> {
+    let annotations = spec.get("annotations")?;
+    [
+        "io.kubernetes.cri.sandbox-namespace",
+        "io.kubernetes.pod.namespace",
+    ]
+    .into_iter()
+    .find_map(|name| annotations.get(name)?.as_str())
+}
+
 /// How readily the kernel is to kill the container when memory is short (proc(5), `oom_score_adj`).
 #[must_use]
 pub fn oom_score(spec: &Value) -> i16 {

@@ -9,6 +9,8 @@ pub enum Action {
     Start,
     /// Clean up after a crashed shim.
     Delete,
+    /// Make a template; the shim itself asks for that.
+    Template,
     /// Describe the runtime.
     Info,
     /// Print the version.
@@ -109,9 +111,13 @@ impl Args {
         args.action = match action.as_deref() {
             Some("start") => Action::Start,
             Some("delete") => Action::Delete,
+            Some("template") => Action::Template,
             Some(other) => return Err(Error::Action(format!(", not {other:?}"))),
             None => return Err(Error::Action(String::new())),
         };
+        if args.action == Action::Template {
+            return Ok(args);
+        }
         for (name, value) in [("namespace", &args.namespace), ("id", &args.id)] {
             if value.is_empty() {
                 return Err(Error::Missing(name));
@@ -160,6 +166,7 @@ mod tests {
     fn information_needs_nothing_else() {
         assert_eq!(parse("-info").unwrap().action, Action::Info);
         assert_eq!(parse("-v").unwrap().action, Action::Version);
+        assert_eq!(parse("template").unwrap().action, Action::Template);
     }
 
     #[test]

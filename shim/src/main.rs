@@ -5,6 +5,7 @@
 //! - `start` prints the address of the pod's shim, which it becomes itself (by forking, not by executing again) when there
 //!   is none yet; the pod's machine is started right then ([`start`], [`serve`]).
 //! - `delete` undoes what a crashed shim left ([`delete`]).
+//! - `template` makes a template for later pods; the shim runs it by itself ([`maker`]).
 //! - `-info` and `-v` tell about it ([`info`]).
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -17,6 +18,7 @@ mod exec;
 mod info;
 mod lifecycle;
 mod log;
+mod maker;
 mod metrics;
 mod pod;
 mod pod_config;
@@ -51,6 +53,7 @@ fn run(timeline: Timeline) -> Result<(), Box<dyn std::error::Error>> {
     match args.action {
         Action::Start => start::run(&args, timeline)?,
         Action::Delete => delete::run(&args)?,
+        Action::Template => maker::run()?,
         Action::Info => info::print()?,
         Action::Version => info::print_version()?,
     }

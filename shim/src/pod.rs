@@ -27,7 +27,7 @@ use tokio::{
 use crate::{
     events::Events,
     lifecycle::{Phase, Request},
-    status,
+    maker, status,
     task::Task,
 };
 
@@ -77,6 +77,7 @@ impl Pod {
     pub fn run_on(self: &Arc<Self>, machine: Machine) {
         if let Ok(sandbox) = &machine {
             tokio::spawn(Arc::clone(self).attend(Arc::clone(sandbox)));
+            tokio::spawn(maker::order(Arc::clone(sandbox)));
         }
         self.machine.send_replace(Some(machine));
     }

@@ -134,7 +134,11 @@ impl Control {
         };
         let given = fds.len();
         // At most 255 times 255 times 2 beyond, whatever they say.
-        let of_template = if machine.template { control::TEMPLATE_FDS } else { 0 };
+        let of_template = if machine.template {
+            control::TEMPLATE_FDS
+        } else {
+            0
+        };
         let needed = control::CONFIGURE_FDS
             + of_template
             + machine.nets.iter().map(NetConfig::descriptors).sum::<usize>();

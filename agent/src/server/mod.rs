@@ -15,6 +15,7 @@ mod network;
 mod pod;
 mod process;
 mod pumps;
+mod restore;
 mod service;
 mod stats;
 mod stdio;

@@ -13,7 +13,7 @@ use nix::{
     unistd::sethostname,
 };
 use sealock_protocol::{
-    agent::{CreateContainerRequest, ExecProcessRequest, Network as WantedNetwork, UpdateNetworkRequest},
+    agent::{CreateContainerRequest, CreateSandboxRequest, ExecProcessRequest, UpdateNetworkRequest},
     guest::SHARE_TAG,
 };
 use tokio::{
@@ -27,6 +27,7 @@ use super::{
     error::Error,
     init_link::InitLink,
     network::Network,
+    restore,
     surroundings::Surroundings,
 };
 use crate::{
@@ -101,7 +102,8 @@ impl Pod {
     ///
     /// # Errors
     /// It has been called before, or a value or the share can't be used.
-    pub fn set_up(&self, hostname: &str, entropy: &[u8], network: &WantedNetwork) -> Result<(), Error> {
+    pub fn set_up(&self, request: &CreateSandboxRequest) -> Result<(), Error> {
+        let (hostname, entropy) = (&request.hostname, &request.entropy);
         if self.state().ready {
             return Err(Error::State("the sandbox exists already"));
         }
@@ -117,10 +119,14 @@ impl Pod {
         if !entropy.is_empty() {
             add_entropy(entropy).map_err(Error::system("adding entropy"))?;
         }
-        if !hostname.is_empty() {
-            sethostname(hostname).map_err(Error::system("setting the hostname"))?;
+        if let Some(clock) = request.clock.as_ref() {
+            restore::forget_entropy()?;
+            restore::set_clock(clock)?;
         }
-        self.network.set_up(network)?;
+        if !hostname.is_empty() {
+            sethostname(hostname.as_str()).map_err(Error::system("setting the hostname"))?;
+        }
+        self.network.set_up(&request.network)?;
         mount(
             Some(SHARE_TAG),
             SHARE,

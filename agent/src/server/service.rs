@@ -11,15 +11,15 @@ use sealock_protocol::agent::{
     NextEventResponse, PauseContainerRequest, PauseContainerResponse, RefreshVolumeRequest,
     RefreshVolumeResponse, RemoveContainerRequest, RemoveContainerResponse, RemoveProcessRequest,
     RemoveProcessResponse, ResizeSandboxRequest, ResizeSandboxResponse, ResizeTerminalRequest,
-    ResizeTerminalResponse, ResumeContainerRequest, ResumeContainerResponse, SignalContainerRequest,
-    SignalContainerResponse, StartContainerRequest, StartContainerResponse, StopSandboxRequest,
-    StopSandboxResponse, UpdateContainerRequest, UpdateContainerResponse, UpdateNetworkRequest,
-    UpdateNetworkResponse, WaitContainerRequest, WaitContainerResponse,
+    ResizeTerminalResponse, RestRequest, RestResponse, ResumeContainerRequest, ResumeContainerResponse,
+    SignalContainerRequest, SignalContainerResponse, StartContainerRequest, StartContainerResponse,
+    StopSandboxRequest, StopSandboxResponse, UpdateContainerRequest, UpdateContainerResponse,
+    UpdateNetworkRequest, UpdateNetworkResponse, WaitContainerRequest, WaitContainerResponse,
 };
 use tokio::task::spawn_blocking;
 use ttrpc::r#async::TtrpcContext;
 
-use super::{error::Error, machine::Machine, network::connect_port, pod::Pod};
+use super::{error::Error, machine::Machine, network::connect_port, pod::Pod, restore};
 
 /// Answers the host.
 #[derive(Debug)]
@@ -56,13 +56,17 @@ fn positive(pid: i32) -> u32 {
 
 #[async_trait]
 impl Agent for Service {
+    async fn rest(&self, _: &TtrpcContext, _: RestRequest) -> ttrpc::Result<RestResponse> {
+        restore::rest()?;
+        Ok(RestResponse::new())
+    }
+
     async fn create_sandbox(
         &self,
         _: &TtrpcContext,
         request: CreateSandboxRequest,
     ) -> ttrpc::Result<CreateSandboxResponse> {
-        self.pod
-            .set_up(&request.hostname, &request.entropy, &request.network)?;
+        self.pod.set_up(&request)?;
         self.machine.set_up(&request)?;
         Ok(CreateSandboxResponse::new())
     }

@@ -131,6 +131,8 @@ impl Stage {
             vmm_stderr,
             fsd_stderr,
             timeline: Timeline::default(),
+            template: None,
+            order: None,
         };
         Self {
             sandbox: launched.supervise().unwrap(),

@@ -3,9 +3,10 @@
 use std::{
     io,
     sync::{
-    Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-    atomic::{AtomicU64, Ordering},
-}};
+        Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use super::config::Region;
 use crate::{
@@ -158,7 +159,9 @@ impl Bus {
     /// One of them is not at rest.
     pub fn save(&self) -> Result<Vec<(u8, FunctionState)>, NotAtRest> {
         let slots = self.slots();
-        let occupied = (0..).zip(slots.iter()).filter_map(|(number, slot)| Some((number, slot.as_ref()?)));
+        let occupied = (0..)
+            .zip(slots.iter())
+            .filter_map(|(number, slot)| Some((number, slot.as_ref()?)));
         occupied
             .map(|(number, occupied)| Ok((number, occupied.function().save()?)))
             .collect()
@@ -170,7 +173,10 @@ impl Bus {
     /// There are others, or one doesn't take its state.
     pub fn restore(&self, states: &[(u8, FunctionState)]) -> Result<(), Mismatch> {
         let slots = self.slots();
-        let there = (0..).zip(slots.iter()).filter(|(_, slot)| slot.is_some()).map(|(number, _)| number);
+        let there = (0..)
+            .zip(slots.iter())
+            .filter(|(_, slot)| slot.is_some())
+            .map(|(number, _)| number);
         if !there.eq(states.iter().map(|(number, _): &(u8, _)| *number)) {
             return Err(Mismatch::Other("set of devices"));
         }
@@ -189,7 +195,10 @@ impl Bus {
     /// # Errors
     /// The host lacks something.
     pub fn resume(&self) -> io::Result<()> {
-        self.slots().iter().flatten().try_for_each(|occupied| occupied.function().resume())
+        self.slots()
+            .iter()
+            .flatten()
+            .try_for_each(|occupied| occupied.function().resume())
     }
 
     /// Reads configuration registers; an empty slot reads as all ones.

@@ -159,6 +159,9 @@ mod tests {
         bytes[12..16].copy_from_slice(&100_u32.to_le_bytes());
         let sum = Sha256::digest(&bytes[HEADER..]);
         bytes[16..HEADER].copy_from_slice(&sum);
-        assert!(matches!(parse(&bytes), Err(Mismatch::Damaged("it makes no sense"))));
+        assert!(matches!(
+            parse(&bytes),
+            Err(Mismatch::Damaged("it makes no sense"))
+        ));
     }
 }

@@ -119,9 +119,17 @@ fn write(region: &impl GuestMemoryRegion, extent: Extent, base: u64, file: &File
 ///
 /// # Errors
 /// The extents are not such as [`save`] returns, or not of this memory or file.
-pub fn map(memory: &GuestMemoryMmap, regions: usize, file: &File, extents: &[Extent]) -> Result<(), Mismatch> {
+pub fn map(
+    memory: &GuestMemoryMmap,
+    regions: usize,
+    file: &File,
+    extents: &[Extent],
+) -> Result<(), Mismatch> {
     let failed = |what| move |source| Mismatch::File { what, source };
-    let size = file.metadata().map_err(failed("look at the memory's file"))?.len();
+    let size = file
+        .metadata()
+        .map_err(failed("look at the memory's file"))?
+        .len();
     check(extents, size)?;
     let total: u64 = memory.iter().take(regions).map(GuestMemoryRegion::len).sum();
     if size != total {
@@ -180,7 +188,6 @@ fn replace(host: *mut u8, extent: &Extent, file: &File) -> io::Result<()> {
     }
     Ok(())
 }
-
 
 #[cfg(test)]
 mod tests {

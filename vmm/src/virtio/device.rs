@@ -68,7 +68,9 @@ pub trait VirtioDevice: Send {
     fn restore(&mut self, state: &[u8]) -> Result<(), Mismatch> {
         match state {
             [] => Ok(()),
-            _ => Err(Mismatch::Damaged("a device has something that it knows nothing of")),
+            _ => Err(Mismatch::Damaged(
+                "a device has something that it knows nothing of",
+            )),
         }
     }
 }

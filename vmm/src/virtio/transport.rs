@@ -382,7 +382,8 @@ impl Transport {
             return Ok(());
         }
         self.status |= DRIVER_OK;
-        self.activate(true).map_err(|error| io::Error::other(crate::chain(&error)))?;
+        self.activate(true)
+            .map_err(|error| io::Error::other(crate::chain(&error)))?;
         // Whatever the driver has made available, and nobody has looked at.
         for (queue, setup) in self.queues.iter().enumerate() {
             if setup.enabled {

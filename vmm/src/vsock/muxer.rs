@@ -150,8 +150,13 @@ impl Muxer {
 
     /// Asks the shim for what is behind the connections that have been restored.
     pub fn reconnect(&mut self) {
-        let restored = self.connections.iter().filter(|(_, connection)| connection.phase() == Phase::Restored);
-        let ports: Vec<_> = restored.map(|(serial, connection)| (*serial, connection.ports.host)).collect();
+        let restored = self
+            .connections
+            .iter()
+            .filter(|(_, connection)| connection.phase() == Phase::Restored);
+        let ports: Vec<_> = restored
+            .map(|(serial, connection)| (*serial, connection.ports.host))
+            .collect();
         for (serial, port) in ports {
             if !self.broker.ask(serial, port) {
                 self.settle(serial, Fate::Reset);

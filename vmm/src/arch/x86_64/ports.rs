@@ -85,11 +85,7 @@ impl Ports {
     /// What the guest has written.
     #[must_use]
     pub fn save(&self) -> PortsState {
-        let serial = self
-            .serial
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .state();
+        let serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner).state();
         PortsState {
             pci_address: self.pci_address.load(Ordering::Relaxed),
             baud_divisor: [serial.baud_divisor_low, serial.baud_divisor_high],

@@ -5,21 +5,22 @@
 
 use kvm_bindings::{
     CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_VCPU_TSC_CTRL,
-    KVM_VCPU_TSC_OFFSET, KVMIO, Msrs, kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_device_attr,
-    kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events,
-    kvm_xcrs, kvm_xsave,
+    KVM_VCPU_TSC_OFFSET, Msrs, kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_device_attr, kvm_irqchip,
+    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use sealock_protocol::control::GuestClock;
 use serde::{Deserialize, Serialize};
-use vmm_sys_util::{
-    ioctl::ioctl_with_ref,
-    ioctl_iow_nr,
-};
+use vmm_sys_util::ioctl::ioctl_with_ref;
 
 use crate::template::Mismatch;
 
-ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+mod request {
+    use kvm_bindings::{KVMIO, kvm_device_attr};
+    use vmm_sys_util::ioctl_iow_nr;
+
+    ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+}
 
 const IA32_TSC: u32 = 0x10;
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
@@ -94,7 +95,9 @@ impl ProcessorState {
             return Err(Mismatch::Other("CPU"));
         }
         if self.tsc_khz != frequency {
-            return Err(Mismatch::Other("CPU: its time stamp counter has another frequency"));
+            return Err(Mismatch::Other(
+                "CPU: its time stamp counter has another frequency",
+            ));
         }
         Ok(())
     }
@@ -128,9 +131,11 @@ impl ProcessorState {
             .set_msrs(&registers)
             .map_err(refused("the model specific registers"))?;
         if let Some(register) = self.model_specific.get(set) {
-            return Err(refused(&format!("model specific register {:#x}", register.index))(
-                kvm_ioctls::Error::new(libc::EINVAL),
-            ));
+            return Err(
+                refused(&format!("model specific register {:#x}", register.index))(kvm_ioctls::Error::new(
+                    libc::EINVAL,
+                )),
+            );
         }
         vcpu.set_vcpu_events(&self.events)
             .map_err(refused("the pending events"))
@@ -194,7 +199,7 @@ fn set_tsc(vcpu: &VcpuFd, tsc: u64) -> Result<(), Mismatch> {
         flags: 0,
     };
     // SAFETY: KVM reads eight bytes at `addr`, where they are during the call.
-    if unsafe { ioctl_with_ref(vcpu, KVM_SET_DEVICE_ATTR(), &attribute) } == 0 {
+    if unsafe { ioctl_with_ref(vcpu, request::KVM_SET_DEVICE_ATTR(), &attribute) } == 0 {
         return Ok(());
     }
     // Before Linux 5.16.
