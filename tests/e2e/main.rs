@@ -23,6 +23,7 @@ mod recovery;
 mod rootfs;
 mod stats;
 mod streams;
+mod templates;
 mod terminal;
 mod volumes;
 

@@ -17,6 +17,7 @@ impl Leavings {
     /// `/proc` can't be read.
     #[must_use]
     pub fn now() -> Self {
+        wait_for_templates();
         let mut all = BTreeSet::new();
         for (pid, name) in processes() {
             if name.starts_with("sealock") || name.starts_with("containerd-shim") {
@@ -40,6 +41,8 @@ impl Leavings {
         ] {
             walk(directory, 3, &mut all);
         }
+        // They are kept for later pods.
+        all.retain(|line| !line.contains("/run/sealock/.templates"));
         cgroups("/sys/fs/cgroup", &mut all);
         Self(all)
     }
@@ -58,6 +61,7 @@ impl Leavings {
     /// # Panics
     /// Something else is left: names it.
     pub fn assert_gone_but(&self, expected: &[&str]) {
+        wait_for_templates();
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             let now = Self::now();
@@ -75,7 +79,38 @@ impl Leavings {
     }
 }
 
-/// The host's processes: id and name.
+/// Whether a process, or the one that started it, makes a template: that belongs to no pod.
+fn makes_template(pid: &str) -> bool {
+    let maker = |pid: &str| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = line.split(|&byte| byte == 0);
+        let program = words.next().unwrap_or_default();
+        program.ends_with(b"containerd-shim-sealock-v2") && words.next() == Some(b"template")
+    };
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    maker(pid) || parent.is_some_and(|parent| maker(parent.trim()))
+}
+
+/// Waits until no template is being made.
+///
+/// # Panics
+/// One still is after two minutes.
+pub fn wait_for_templates() {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    let busy = || {
+        let numbers = fs::read_dir("/proc").expect("/proc is mounted").flatten();
+        numbers
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .any(|pid| makes_template(&pid))
+    };
+    while busy() {
+        assert!(Instant::now() < deadline, "a template is being made for ever");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// The host's processes: id and name. Those that make templates are left out.
 ///
 /// # Panics
 /// `/proc` can't be read.
@@ -93,7 +128,7 @@ pub fn processes() -> Vec<(u32, String)> {
         let program = line.split(|&byte| byte == 0).next().unwrap_or_default();
         let program = String::from_utf8_lossy(program);
         let name = program.rsplit('/').next().unwrap_or_default();
-        if !name.is_empty() {
+        if !name.is_empty() && !makes_template(&pid.to_string()) {
             all.push((pid, name.to_owned()));
         }
     }

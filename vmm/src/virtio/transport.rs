@@ -365,7 +365,12 @@ impl Transport {
         }
         let right = self.status | DRIVER_OK == state.status
             && self.queues == state.queues
-            && self.features == state.features;
+            && self.features == state.features
+            && self
+                .queues
+                .iter()
+                .zip(self.device.queue_max_sizes())
+                .all(|(setup, max_size)| checked(setup, *max_size, false, &self.memory).is_some());
         if right {
             Ok(())
         } else {
@@ -668,5 +673,68 @@ pub(crate) mod tests {
             assert!(!transport.queue(1).unwrap().enabled);
             assert_eq!(interrupts.queue_vector(1), 0xffff);
         }
+    }
+
+    fn enabled() -> (Transport, Arc<Mutex<Log>>) {
+        let (mut transport, log, _) = transport();
+        negotiate(&mut transport, VERSION_1 | EVENT_IDX);
+        enable(&mut transport, 0, 32, 0x1000);
+        ok(&mut transport);
+        (transport, log)
+    }
+
+    #[test]
+    fn a_restored_device_is_as_its_driver_had_made_it_and_works_when_resumed() {
+        let (mut used, log) = enabled();
+        let state = used.save().unwrap();
+        assert_eq!(log.lock().unwrap().dropped, 1, "it has stopped");
+        let (mut fresh, log, _) = transport();
+        fresh.restore(&state).unwrap();
+        assert!(log.lock().unwrap().activations.is_empty());
+        fresh.resume().unwrap();
+        assert_eq!(
+            (fresh.status(), fresh.accepted()),
+            (used.status(), used.accepted())
+        );
+        assert_eq!(fresh.queue(0), used.queue(0));
+        assert_eq!(log.lock().unwrap().activations.len(), 1);
+        assert!(fresh.kicks()[0].read().is_ok(), "it looks at its queues");
+        let (mut untouched, ..) = transport();
+        let state = untouched.save().unwrap();
+        let (mut fresh, log, _) = transport();
+        fresh.restore(&state).unwrap();
+        fresh.resume().unwrap();
+        assert_eq!((fresh.status(), log.lock().unwrap().activations.len()), (0, 0));
+    }
+
+    #[test]
+    fn what_no_driver_could_have_done_is_not_restored() {
+        let changes: [fn(&mut TransportState); 9] = [
+            |state| state.features |= 1 << 60,
+            |state| state.features = 0,
+            |state| state.status |= NEEDS_RESET,
+            |state| state.status = DRIVER_OK,
+            |state| state.queues.push(state.queues[0]),
+            |state| drop(state.queues.pop()),
+            |state| state.device = vec![1],
+            |state| state.status &= !FEATURES_OK,
+            |state| state.queues[0].available = 0x10_0000,
+        ];
+        for (number, change) in changes.into_iter().enumerate() {
+            let mut state = enabled().0.save().unwrap();
+            change(&mut state);
+            let (mut fresh, ..) = transport();
+            assert!(fresh.restore(&state).is_err(), "{number}");
+        }
+    }
+
+    #[test]
+    fn a_device_that_failed_or_is_being_set_up_is_not_at_rest() {
+        let (mut transport, log, _) = transport();
+        negotiate(&mut transport, VERSION_1);
+        assert!(transport.save().is_err());
+        log.lock().unwrap().fail = true;
+        ok(&mut transport);
+        assert!(transport.save().is_err());
     }
 }

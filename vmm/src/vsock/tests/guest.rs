@@ -15,6 +15,7 @@ use sealock_protocol::{
     broker::{Answer, MAX_MESSAGE, Request},
     seqpacket::SeqPacket,
 };
+use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::{
     epoll::{ControlOperation, Epoll, EpollEvent, EventSet},
@@ -22,6 +23,7 @@ use vmm_sys_util::{
 };
 
 use crate::{
+    template::NotAtRest,
     virtio::{
         device::{Activation, ActiveQueue, DriverInterrupt, Memory, VirtioDevice},
         ring::{NEXT, Ring, WRITE},
@@ -106,7 +108,7 @@ impl Guest {
         let mut device = Vsock::with_patience(broker, CID, patience).unwrap();
         let kicks = [(); 2].map(|()| EventFd::new(EFD_NONBLOCK).unwrap());
         let interrupt = Arc::new(Interrupt(AtomicUsize::new(0)));
-        let subscriber = activate(&mut device, &memory, [&rx, &tx], &kicks, &interrupt);
+        let subscriber = activate(&mut device, &memory, [&rx, &tx], &kicks, &interrupt, false);
         let mut manager = EventManager::new().unwrap();
         let id = manager.add_subscriber(subscriber);
         let mut guest = Self {
@@ -134,6 +136,7 @@ impl Guest {
     /// Resets the device and sets it up again.
     pub fn reset(&mut self) {
         drop(self.manager.remove_subscriber(self.id).unwrap());
+        self.device.reset();
         let event_index = true;
         self.memory
             .write_slice(&[0; 0x2_0000], GuestAddress(0x1_0000))
@@ -148,10 +151,36 @@ impl Guest {
             rings,
             &self.kicks,
             &self.interrupt,
+            false,
         );
         self.id = self.manager.add_subscriber(subscriber);
         self.give_buffers();
         self.run();
+    }
+
+    /// Goes on with another device, which has what this one has saved, and another shim.
+    pub fn restore(&mut self) {
+        drop(self.manager.remove_subscriber(self.id).unwrap());
+        let saved = self.device.save().unwrap();
+        let (shim, broker) = SeqPacket::pair().unwrap();
+        self.device = Vsock::with_patience(broker, CID, Duration::from_secs(10)).unwrap();
+        self.device.restore(&saved).unwrap();
+        self.shim = Some(shim);
+        let rings = [&self.rx, &self.tx];
+        let subscriber = activate(
+            &mut self.device,
+            &self.memory,
+            rings,
+            &self.kicks,
+            &self.interrupt,
+            true,
+        );
+        self.id = self.manager.add_subscriber(subscriber);
+        self.run();
+    }
+
+    pub fn save(&mut self) -> Result<Vec<u8>, NotAtRest> {
+        self.device.save()
     }
 
     pub fn muxer(&self) -> Arc<Mutex<Muxer>> {
@@ -375,16 +404,25 @@ fn activate(
     rings: [&Ring; 2],
     kicks: &[EventFd; 2],
     interrupt: &Arc<Interrupt>,
+    resumed: bool,
 ) -> Subscriber {
     let event = Ring::new(memory, 0x3_0000, 16, true);
     let kicks = [&kicks[0], &kicks[1], &EventFd::new(EFD_NONBLOCK).unwrap()].map(|k| k.try_clone().unwrap());
     let queues = [rings[0], rings[1], &event]
         .into_iter()
         .zip(kicks)
-        .map(|(ring, kick)| ActiveQueue {
-            queue: ring.queue(),
-            kick,
-            interrupt: interrupt.clone(),
+        .map(|(ring, kick)| {
+            let mut queue = ring.queue();
+            if resumed {
+                let used = queue.used_idx(memory.as_ref(), Ordering::Acquire).unwrap();
+                queue.set_next_avail(used.0);
+                queue.set_next_used(used.0);
+            }
+            ActiveQueue {
+                queue,
+                kick,
+                interrupt: interrupt.clone(),
+            }
         })
         .collect();
     let features = device.features();

@@ -7,3 +7,4 @@ mod descriptors;
 mod flow;
 mod guest;
 mod hostile;
+mod restoring;
