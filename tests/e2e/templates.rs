@@ -18,8 +18,28 @@ use crate::{Host, story, text};
 
 const STORE: &str = "/run/sealock/.templates";
 
+/// The configuration, which the lab's host otherwise does without.
+const CONFIGURATION: &str = "/etc/sealock/config.toml";
+
 /// Where containerd writes what its shims log.
 const LOG: &str = "/var/log/containerd.log";
+
+/// Has pods be restored from templates, until this is dropped.
+struct Templates;
+
+impl Templates {
+    fn on() -> Self {
+        fs::create_dir_all("/etc/sealock").unwrap();
+        fs::write(CONFIGURATION, "templates = \"node\"\n").unwrap();
+        Self
+    }
+}
+
+impl Drop for Templates {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(CONFIGURATION);
+    }
+}
 
 fn sealock(words: &[&str]) -> Output {
     Command::new("sealock").args(words).output().unwrap()
@@ -64,6 +84,7 @@ fn run(script: &str) -> (String, bool) {
 #[test]
 fn the_first_pod_boots_and_has_a_template_made_for_the_next() {
     let host = Host::take();
+    let _templates = Templates::on();
     template(&["delete", "--all"]);
     assert!(!run("true").1);
     wait_for_templates();
@@ -77,6 +98,7 @@ fn the_first_pod_boots_and_has_a_template_made_for_the_next() {
 #[test]
 fn clones_differ_in_what_is_random_and_know_who_they_are() {
     let host = Host::take();
+    let _templates = Templates::on();
     template(&["create"]);
     let script = "cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid; head -c 32 /dev/urandom | md5sum; \
                   hostname; cat /etc/machine-id 2>/dev/null || echo none";
@@ -101,6 +123,7 @@ fn clones_differ_in_what_is_random_and_know_who_they_are() {
 #[test]
 fn a_restored_pods_clocks_are_right() {
     let host = Host::take();
+    let _templates = Templates::on();
     template(&["create"]);
     // Between two looks at the host's clock, however slow the way is; and as much within them as it can be told.
     let script = "cat /proc/uptime; date +%s; read line; date +%s.%N 2>/dev/null; cat /proc/uptime";
@@ -124,6 +147,7 @@ fn a_restored_pods_clocks_are_right() {
 #[test]
 fn a_damaged_half_written_or_foreign_template_is_ignored_with_a_warning() {
     let host = Host::take();
+    let _templates = Templates::on();
     let damages: [(&str, fn(PathBuf)); 3] = [
         ("written to since", |path| {
             let memory = path.join("memory");
@@ -155,6 +179,7 @@ fn a_damaged_half_written_or_foreign_template_is_ignored_with_a_warning() {
 #[test]
 fn a_state_that_the_monitor_does_not_take_is_given_up_with_a_warning() {
     let host = Host::take();
+    let _templates = Templates::on();
     template(&["create"]);
     let path = the_template();
     let about = path.join("about");
@@ -188,6 +213,7 @@ fn a_state_that_the_monitor_does_not_take_is_given_up_with_a_warning() {
 #[test]
 fn a_maker_that_is_killed_leaves_nothing_that_is_used() {
     let host = Host::take();
+    let _templates = Templates::on();
     template(&["delete", "--all"]);
     let mut maker = Command::new("sealock")
         .args(["template", "create"])
@@ -228,6 +254,7 @@ fn a_maker_that_is_killed_leaves_nothing_that_is_used() {
 #[test]
 fn ten_at_once_make_one_template_and_are_all_restored_from_it() {
     let host = Host::take();
+    let _templates = Templates::on();
     template(&["delete", "--all"]);
     for restored in [false, true] {
         let before = log_length();
@@ -250,6 +277,7 @@ fn ten_at_once_make_one_template_and_are_all_restored_from_it() {
 #[test]
 fn a_template_serves_pods_with_more_processors() {
     let host = Host::take();
+    let _templates = Templates::on();
     template(&["create"]);
     let before = log_length();
     let output = Run::busybox(Runtime::Sealock, &["nproc"])

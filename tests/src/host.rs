@@ -118,7 +118,11 @@ pub fn wait_for_templates() {
 pub fn processes() -> Vec<(u32, String)> {
     let mut all = Vec::new();
     for entry in fs::read_dir("/proc").expect("/proc is mounted").flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
             continue;
         };
         // The command line, for a process's short name is cut at 15 bytes; kernel threads have none.

@@ -28,11 +28,12 @@ fn main() -> ExitCode {
     let name = std::env::args().nth(1).unwrap_or_default();
     let result = match name.as_str() {
         "start" => start(),
+        "memory" => memory(),
         "net" => net(),
         "exec" => exec(),
         "logs" => logs(),
         _ => {
-            eprintln!("usage: sealock-bench start|net|exec|logs [MIB]");
+            eprintln!("usage: sealock-bench start|memory|net|exec|logs [MIB]");
             return ExitCode::from(2);
         }
     };
@@ -75,14 +76,17 @@ impl Sample {
 #[derive(Serialize)]
 struct Start {
     /// Milliseconds of `ctr run --rm … true`.
-    sealock_ms: Sample,
+    restored_ms: Sample,
+    cold_ms: Sample,
     runc_ms: Sample,
-    ratio: f64,
-    /// Milliseconds from the VMM's exec to the agent's hello.
+    restored_ratio: f64,
+    cold_ratio: f64,
+    /// Milliseconds from the VMM's exec to the agent's hello, booted.
     vmm_exec_to_hello_ms: Sample,
     vmm_exec_to_hello_share: f64,
     /// Median milliseconds from one step of a start to the next.
-    steps_ms: Vec<(String, f64)>,
+    restored_steps_ms: Vec<(String, f64)>,
+    cold_steps_ms: Vec<(String, f64)>,
     idle: Idle,
     sizes_bytes: Sizes,
 }
@@ -106,40 +110,87 @@ struct Sizes {
     fsd: u64,
 }
 
+/// What is measured side by side.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Restored,
+    Cold,
+    Runc,
+}
+
+const KINDS: [Kind; 3] = [Kind::Restored, Kind::Cold, Kind::Runc];
+
+/// The configuration of the lab's host, which has none.
+const CONFIGURATION: &str = "/etc/sealock/config.toml";
+
+/// Has pods that start from now on be restored, or boot.
+fn templates(on: bool) -> Result<()> {
+    fs::create_dir_all("/etc/sealock")?;
+    let value = if on { "node" } else { "off" };
+    fs::write(CONFIGURATION, format!("templates = \"{value}\"\n")).context("cannot configure Sealock")
+}
+
+/// Makes the usual template.
+fn make_template() -> Result<()> {
+    templates(true)?;
+    let made = Command::new("sealock").args(["template", "create"]).output()?;
+    ensure!(
+        made.status.success(),
+        "no template: {}",
+        String::from_utf8_lossy(&made.stderr)
+    );
+    Ok(())
+}
+
+/// Runs `true` and returns how long it took in milliseconds, with the timeline of a machine.
+fn run_true(kind: Kind) -> Result<(f64, Vec<Step>)> {
+    let runtime = match kind {
+        Kind::Runc => Runtime::Runc,
+        _ => Runtime::Sealock,
+    };
+    templates(kind == Kind::Restored)?;
+    let before = fs::metadata(LOG).map_or(0, |log| log.len());
+    let run = Run::busybox(runtime, &["true"]);
+    let began = Instant::now();
+    let output = run.output();
+    let took = began.elapsed().as_secs_f64() * 1e3;
+    ensure!(
+        output.status.success(),
+        "{}: {}",
+        runtime.name(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    if kind == Kind::Runc {
+        return Ok((took, Vec::new()));
+    }
+    let log = fs::read(LOG).with_context(|| format!("cannot read {LOG}"))?;
+    let log = String::from_utf8_lossy(&log[usize::try_from(before)?..]).into_owned();
+    let (_, steps) = log
+        .lines()
+        .find_map(timeline::parse)
+        .context("the log has no timeline")?;
+    let restored = at(&steps, "vmm_restored").is_some();
+    ensure!(restored == (kind == Kind::Restored), "restored: {restored}");
+    Ok((took, steps))
+}
+
 fn start() -> Result<()> {
     ctr::import_busybox();
-    let mut times = [Vec::new(), Vec::new()];
+    make_template()?;
+    let mut times = KINDS.map(|_| Vec::new());
+    let mut timelines = KINDS.map(|_| Vec::new());
     for round in 0..WARM_UP + RUNS {
-        for (runtime, times) in [Runtime::Sealock, Runtime::Runc].into_iter().zip(&mut times) {
-            let run = Run::busybox(runtime, &["true"]);
-            let began = Instant::now();
-            let output = run.output();
-            let took = began.elapsed();
-            ensure!(
-                output.status.success(),
-                "{}: {}",
-                runtime.name(),
-                String::from_utf8_lossy(&output.stderr)
-            );
+        for (place, kind) in KINDS.into_iter().enumerate() {
+            let (took, steps) = run_true(kind)?;
             if round >= WARM_UP {
-                times.push(took.as_secs_f64() * 1e3);
+                times[place].push(took);
+                timelines[place].push(steps);
             }
         }
     }
-    let [sealock, runc] = times;
-    let log = fs::read_to_string(LOG).with_context(|| format!("cannot read {LOG}"))?;
-    let mut timelines: Vec<_> = log
-        .lines()
-        .filter_map(timeline::parse)
-        .map(|(_, steps)| steps)
-        .collect();
-    ensure!(
-        timelines.len() >= RUNS,
-        "the log has {} timelines only",
-        timelines.len()
-    );
-    let timelines = timelines.split_off(timelines.len() - RUNS);
-    let to_hello = timelines
+    let [restored, cold, runc] = times;
+    let [restored_steps, cold_steps, _] = timelines;
+    let to_hello = cold_steps
         .iter()
         .map(|timeline| {
             let at = |step| at(timeline, step).with_context(|| format!("a timeline without {step}"));
@@ -147,17 +198,22 @@ fn start() -> Result<()> {
         })
         .collect::<Result<Vec<_>>>()?;
 
+    templates(false)?;
     let idle = idle()?;
-    let sealock_ms = Sample::of(sealock)?;
+    let restored_ms = Sample::of(restored)?;
+    let cold_ms = Sample::of(cold)?;
     let runc_ms = Sample::of(runc)?;
     let hello = Sample::of(to_hello)?;
     let figures = Start {
-        ratio: sealock_ms.median / runc_ms.median,
-        vmm_exec_to_hello_share: hello.median / sealock_ms.median,
-        sealock_ms,
+        restored_ratio: restored_ms.median / runc_ms.median,
+        cold_ratio: cold_ms.median / runc_ms.median,
+        vmm_exec_to_hello_share: hello.median / cold_ms.median,
+        restored_ms,
+        cold_ms,
         runc_ms,
         vmm_exec_to_hello_ms: hello,
-        steps_ms: steps(&timelines)?,
+        restored_steps_ms: steps(&restored_steps)?,
+        cold_steps_ms: steps(&cold_steps)?,
         idle,
         sizes_bytes: Sizes {
             vmlinux: size("share/sealock/vmlinux")?,
@@ -171,6 +227,81 @@ fn start() -> Result<()> {
     fs::create_dir_all("/lab/out")?;
     fs::write("/lab/out/start.json", serde_json::to_vec_pretty(&figures)?)?;
     Ok(())
+}
+
+/// Memory of idle containers in KiB.
+#[derive(Serialize)]
+struct Density {
+    /// Of all processes that belong to containers, by their number.
+    pss_kib: Vec<(usize, u64)>,
+    /// What one more of them takes.
+    one_more_kib: u64,
+    /// What is the guest's of that.
+    one_more_guest_kib: u64,
+    /// What the template takes, whatever their number.
+    template_kib: u64,
+}
+
+/// What one more restored container takes when there are some.
+fn memory() -> Result<()> {
+    /// Containers before and after.
+    const COUNTS: [usize; 3] = [1, 3, 6];
+    /// What the guest frees after its start it has reported by then.
+    const SETTLE: Duration = Duration::from_secs(8);
+    ctr::import_busybox();
+    make_template()?;
+    let mut sleepers = Vec::new();
+    let mut measured = Vec::new();
+    for count in COUNTS {
+        while sleepers.len() < count {
+            sleepers.push(Sleeper::start(Runtime::Sealock)?);
+        }
+        std::thread::sleep(SETTLE);
+        let (mut all, mut guests) = (0, 0);
+        for name in ["containerd-shim-sealock-v2", "sealock-vmm", "sealock-fsd"] {
+            for pid in host::pids_of(name) {
+                let Footprint { pss, pss_of_guest } = footprint(pid)?;
+                all += pss;
+                guests += pss_of_guest;
+            }
+        }
+        println!(
+            "{count} idle containers: {:.1} MiB, {:.1} MiB of it the guests'",
+            mib(all),
+            mib(guests)
+        );
+        measured.push((count, all, guests));
+    }
+    drop(sleepers);
+    let [_, (few, few_kib, few_guests), (many, many_kib, many_guests)] = measured[..] else {
+        bail!("nothing was measured");
+    };
+    let more = (many - few) as u64;
+    let template = fs::read_dir("/run/sealock/.templates")?
+        .flatten()
+        .filter_map(|entry| fs::metadata(entry.path().join("memory")).ok())
+        .map(|memory| std::os::unix::fs::MetadataExt::blocks(&memory) / 2)
+        .sum();
+    let figures = Density {
+        pss_kib: measured.iter().map(|(count, all, _)| (*count, *all)).collect(),
+        one_more_kib: many_kib.saturating_sub(few_kib) / more,
+        one_more_guest_kib: many_guests.saturating_sub(few_guests) / more,
+        template_kib: template,
+    };
+    println!(
+        "one more takes {:.1} MiB (budget 12), {:.1} MiB of it the guest's; the template takes {:.1} MiB",
+        mib(figures.one_more_kib),
+        mib(figures.one_more_guest_kib),
+        mib(figures.template_kib)
+    );
+    fs::create_dir_all("/lab/out")?;
+    fs::write("/lab/out/memory.json", serde_json::to_vec_pretty(&figures)?)?;
+    Ok(())
+}
+
+#[allow(clippy::cast_precision_loss, reason = "figures for people")]
+fn mib(kib: u64) -> f64 {
+    kib as f64 / 1024.0
 }
 
 /// The median time between neighbouring steps, in the order of the last start.
@@ -270,30 +401,42 @@ fn idle() -> Result<Idle> {
     })
 }
 
-#[allow(clippy::cast_precision_loss, reason = "figures for people")]
 fn print(figures: &Start) {
-    let mib = |kib: u64| kib as f64 / 1024.0;
     let row = |what: &str, sample: &Sample| {
         println!(
             "{what:<34} {:8.0} ms   {:.0}-{:.0} (half of {} runs), {:.0}-{:.0} (all)",
             sample.median, sample.quartiles[0], sample.quartiles[1], sample.runs, sample.min, sample.max
         );
     };
-    row("ctr run --rm true: sealock, cold", &figures.sealock_ms);
+    row("ctr run --rm true: restored", &figures.restored_ms);
+    row("ctr run --rm true: cold", &figures.cold_ms);
     row("ctr run --rm true: runc", &figures.runc_ms);
-    println!("{:<34} {:8.2}      budget 2", "  ratio", figures.ratio);
+    println!(
+        "{:<34} {:8.2}      budget 0.5",
+        "  restored to runc", figures.restored_ratio
+    );
+    println!(
+        "{:<34} {:8.2}      budget 1.5",
+        "  cold to runc", figures.cold_ratio
+    );
     row("VMM exec to agent hello", &figures.vmm_exec_to_hello_ms);
     println!(
         "{:<34} {:8.2}      budget 0.5",
         "  share of the whole", figures.vmm_exec_to_hello_share
     );
-    for (step, ms) in &figures.steps_ms {
-        println!("  + {ms:8.1} ms  {step}");
+    for (what, steps) in [
+        ("restored", &figures.restored_steps_ms),
+        ("cold", &figures.cold_steps_ms),
+    ] {
+        println!("{what}");
+        for (step, ms) in steps {
+            println!("  + {ms:8.1} ms  {step}");
+        }
     }
     let idle = &figures.idle;
     println!(
         "{:<34} {:8.1} MiB  budget 60",
-        "idle container, all in: sealock",
+        "idle container, booted, all in",
         mib(idle.sealock_pss_kib)
     );
     for (name, pss) in &idle.sealock_processes_kib {

@@ -715,7 +715,7 @@ pub(crate) mod tests {
             |state| state.status |= NEEDS_RESET,
             |state| state.status = DRIVER_OK,
             |state| state.queues.push(state.queues[0]),
-            |state| drop(state.queues.pop()),
+            |state| state.queues.truncate(1),
             |state| state.device = vec![1],
             |state| state.status &= !FEATURES_OK,
             |state| state.queues[0].available = 0x10_0000,
