@@ -33,6 +33,8 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Box<dyn Error>> {
+    // SAFETY: nothing in this process has opened a descriptor yet: only standard input, output and error were passed on purpose.
+    unsafe { sealock_jail::descriptors::close_inherited()? };
     let arguments: Vec<OsString> = env::args_os().skip(1).collect();
     let [share] = arguments.as_slice() else {
         return Err("usage: sealock-fsd SHARE, with the relay socket as standard input".into());
@@ -43,7 +45,9 @@ fn run() -> Result<(), Box<dyn Error>> {
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     let proc_fds = jail::enter(&PathBuf::from(share))?;
     let share = Share::open("/".as_ref(), proc_fds)?;
-    FileServer::new(share, socket)?.run()?;
+    let server = FileServer::new(share, socket)?;
+    jail::filter().install()?;
+    server.run()?;
     Ok(())
 }
 

@@ -15,6 +15,8 @@ use std::{
 };
 
 use guest::*;
+use sealock_fsd::jail;
+use sealock_jail::intruder::{self, Call, End, address, bits, call, in_child};
 use sealock_protocol::seqpacket::SeqPacket;
 
 fn mount(source: &Path, target: &Path, kind: &str, flags: libc::c_ulong) {
@@ -175,4 +177,189 @@ fn a_share_that_is_no_mount_point_is_refused_in_one_line() {
     child.stderr.take().unwrap().read_to_string(&mut line).unwrap();
     assert_eq!(line.lines().count(), 1, "{line}");
     assert!(line.contains("is it a mount point?"), "{line}");
+}
+
+/// More than 0, twice: a time.
+static RAISED: [u64; 2] = [1, 1];
+
+/// What must fail for whoever is in the jail of a share, even if no system call were filtered. `/inside` is a file of the share.
+fn attempts(host: u32) -> Vec<(&'static str, Call)> {
+    let here = bits(libc::AT_FDCWD);
+    let host = u64::from(host);
+    let open = |name, flags| (libc::SYS_openat, [here, address(name), bits(flags), 0, 0, 0]);
+    let one = |number, argument| (number, [argument, 0, 0, 0, 0, 0]);
+    vec![
+        ("open a file of the host", open(c"/etc/passwd", libc::O_RDONLY)),
+        ("follow a link out of the share", open(c"/out", libc::O_RDONLY)),
+        (
+            "climb out of the share",
+            open(c"/../../../../etc/passwd", libc::O_RDONLY),
+        ),
+        ("open a device", open(c"/memory", libc::O_RDONLY)),
+        ("open another device", open(c"/disk", libc::O_RDWR)),
+        ("open its own memory", open(c"/proc/self/mem", libc::O_RDWR)),
+        (
+            "open by handle",
+            (libc::SYS_open_by_handle_at, [here, address(c"\x08"), 0, 0, 0, 0]),
+        ),
+        (
+            "mount",
+            (
+                libc::SYS_mount,
+                [address(c"none"), address(c"/"), address(c"tmpfs"), 0, 0, 0],
+            ),
+        ),
+        (
+            "have devices work",
+            (
+                libc::SYS_mount,
+                [0, address(c"/"), 0, libc::MS_REMOUNT | libc::MS_BIND, 0, 0],
+            ),
+        ),
+        ("make a mount", one(libc::SYS_fsopen, address(c"proc"))),
+        ("unmount", (libc::SYS_umount2, [address(c"/"), 2, 0, 0, 0, 0])),
+        ("change the root", one(libc::SYS_chroot, address(c"/"))),
+        (
+            "have interfaces",
+            one(libc::SYS_unshare, bits(libc::CLONE_NEWNET)),
+        ),
+        ("have mounts", one(libc::SYS_unshare, bits(libc::CLONE_NEWNS))),
+        (
+            "signal a process of the host's",
+            (libc::SYS_kill, [host, 0, 0, 0, 0, 0]),
+        ),
+        (
+            "trace a process of the host's",
+            (libc::SYS_ptrace, [16, host, 0, 0, 0, 0]),
+        ),
+        (
+            "get hold of a process of the host's",
+            one(libc::SYS_pidfd_open, host),
+        ),
+        (
+            "set the clock",
+            (
+                libc::SYS_clock_settime,
+                [0, RAISED.as_ptr().addr() as u64, 0, 0, 0, 0],
+            ),
+        ),
+        (
+            "load a module",
+            (libc::SYS_init_module, [0, 0, address(c""), 0, 0, 0]),
+        ),
+        (
+            "call itself otherwise",
+            (libc::SYS_sethostname, [address(c"x"), 1, 0, 0, 0, 0]),
+        ),
+        ("lock memory", one(libc::SYS_mlockall, 3)),
+        (
+            "reboot",
+            (libc::SYS_reboot, [0xfee1_dead, 672_274_793, 0x89ab_cdef, 0, 0, 0]),
+        ),
+        (
+            "listen to interfaces",
+            (
+                libc::SYS_socket,
+                [bits(libc::AF_PACKET), bits(libc::SOCK_RAW), 0, 0, 0, 0],
+            ),
+        ),
+        (
+            "make packets",
+            (
+                libc::SYS_socket,
+                [bits(libc::AF_INET), bits(libc::SOCK_RAW), 1, 0, 0, 0],
+            ),
+        ),
+    ]
+}
+
+#[test]
+fn code_in_the_server_stays_in_its_share_even_without_its_filter() {
+    with_own_mounts(|| {
+        let outside = tempfile::tempdir().unwrap();
+        let share = outside.path().join("share");
+        fs::create_dir(&share).unwrap();
+        mount(&share, &share, "none", libc::MS_BIND);
+        mount(
+            Path::new("none"),
+            &share,
+            "none",
+            libc::MS_BIND | libc::MS_REMOUNT | libc::MS_NODEV | libc::MS_NOSUID,
+        );
+        mount(Path::new("none"), &share, "none", libc::MS_SHARED);
+        std::os::unix::fs::symlink("/etc/passwd", share.join("out")).unwrap();
+        let host = std::process::id();
+        let end = in_child(|| {
+            // As the shim has it born.
+            // SAFETY: no memory is involved.
+            if unsafe { libc::unshare(libc::CLONE_NEWPID) } != 0 {
+                return 100;
+            }
+            let end = in_child(|| {
+                if let Err(error) = jail::enter(&share) {
+                    eprintln!("{error:?}");
+                    return 101;
+                }
+                // It may make the nodes, for its guest: 1, 1 is the memory, 254, 0 any disk.
+                for (name, kind, number) in [
+                    (c"/memory", libc::S_IFCHR, libc::makedev(1, 1)),
+                    (c"/disk", libc::S_IFBLK, libc::makedev(254, 0)),
+                ] {
+                    let mode = u64::from(kind | 0o600);
+                    let made = (
+                        libc::SYS_mknodat,
+                        [bits(libc::AT_FDCWD), address(name), mode, number, 0, 0],
+                    );
+                    if call(made).is_err() {
+                        return 102;
+                    }
+                }
+                for (index, (what, attempt)) in (1..).zip(attempts(host)) {
+                    if call(attempt).is_ok() {
+                        eprintln!("it could {what}");
+                        return index;
+                    }
+                }
+                0
+            });
+            match end {
+                End::Status(status) => status,
+                End::Signal(signal) => 128 + signal,
+            }
+        });
+        assert_eq!(end, End::Status(0));
+    });
+}
+
+const FILTERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/filters/x86_64.json");
+
+#[test]
+fn a_call_that_the_filter_does_not_list_ends_the_server() {
+    let executable = bits(libc::PROT_READ | libc::PROT_EXEC);
+    let anonymous = bits(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    let unlisted = intruder::unlisted(&intruder::rules(FILTERS, "files"));
+    let calls = unlisted.into_iter().map(|number| (number, [0; 6])).chain([
+        (libc::SYS_mmap, [0, 4096, executable, anonymous, bits(-1), 0]),
+        (libc::SYS_mprotect, [0, 4096, executable, 0, 0, 0]),
+        (libc::SYS_clone, [bits(libc::SIGCHLD), 0, 0, 0, 0, 0]),
+        (libc::SYS_clone, [bits(libc::CLONE_NEWUSER), 0, 0, 0, 0, 0]),
+        (libc::SYS_prctl, [bits(libc::PR_SET_DUMPABLE), 1, 0, 0, 0, 0]),
+        // For good.
+        (libc::SYS_setresuid, [0; 6]),
+        (libc::SYS_setresgid, [0; 6]),
+        // To a file.
+        (libc::SYS_write, [bits(3), 0, 0, 0, 0, 0]),
+        (libc::SYS_writev, [bits(3), 0, 0, 0, 0, 0]),
+        // A path that links are followed on.
+        (
+            libc::SYS_statx,
+            [bits(libc::AT_FDCWD), address(c"/etc"), 0, 0, 0, 0],
+        ),
+    ]);
+    for attempt in calls {
+        let end = intruder::filtered(jail::filter(), attempt);
+        assert_eq!(end, End::Signal(libc::SIGSYS), "{attempt:?}");
+    }
+    let end = intruder::filtered(jail::filter(), (libc::SYS_clone3, [0; 6]));
+    assert_eq!(end, End::Status(libc::ENOSYS));
 }

@@ -21,7 +21,7 @@ pub const CONSOLE_TAIL: usize = 32 * 1024;
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub enum Request {
     /// Boot this machine. Once, as the first message. Descriptors, in this order: `/dev/kvm`, the kernel (an ELF
-    /// `vmlinux`), the initramfs, an empty directory for the VMM's root, the vsock broker's socket
+    /// `vmlinux`), the initramfs, the vsock broker's socket
     /// ([`crate::broker`]), the file server's socket ([`crate::relay`]); then, with [`MachineConfig::template`],
     /// [`TEMPLATE_FDS`]; then, for each of [`MachineConfig::nets`], [`NetConfig::descriptors`].
     Configure(MachineConfig),
@@ -58,7 +58,7 @@ pub const fn memory_step_mib(boot_mib: u32) -> u32 {
 }
 
 /// The number of descriptors that go with [`Request::Configure`] before those of the network devices.
-pub const CONFIGURE_FDS: usize = 6;
+pub const CONFIGURE_FDS: usize = 5;
 
 /// The number of a template's descriptors: its state and its memory.
 pub const TEMPLATE_FDS: usize = 2;
@@ -139,7 +139,8 @@ pub struct RateLimit {
 pub enum Event {
     /// All of [`MachineConfig::vcpus`] exist, and the first is running; the steps until then.
     Running {
-        /// `vmm_exec`, `vmm_configured`, `vmm_memory`, `vmm_kernel_loaded` or `vmm_restored`, `vmm_vcpus_started`.
+        /// `vmm_exec`, `vmm_left_host`, `vmm_configured`, `vmm_confined`, `vmm_memory`, `vmm_kernel_loaded` or `vmm_restored`,
+        /// `vmm_vcpus_started`.
         marks: Vec<Mark>,
         /// How it began.
         start: Start,

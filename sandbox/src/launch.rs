@@ -167,7 +167,6 @@ pub(crate) fn launch_with(
     };
     timeline.mark("cgroup_entered");
     let sockets = Sockets::new().map_err(Error::Socket)?;
-    let root = dir.open_root()?;
 
     let (vmm, vmm_stderr) = start("vmm", config.vmm(), &[], sockets.control.1)?;
     timeline.mark("vmm_spawned");
@@ -199,7 +198,6 @@ pub(crate) fn launch_with(
         files.kvm.as_fd(),
         files.kernel.as_fd(),
         files.initramfs.as_fd(),
-        root.as_fd(),
         sockets.broker.1.as_fd(),
         sockets.relay.1.as_fd(),
     ];

@@ -1,17 +1,22 @@
 //! A pod's processes: started, watched and killed through pidfds, so that a number used again is never mistaken.
 
 use std::{
+    ffi::CString,
     fs, io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
-        unix::process::ExitStatusExt,
+        unix::{ffi::OsStrExt, process::ExitStatusExt},
     },
     path::Path,
-    process::{Child, ChildStderr, Command, ExitStatus, Stdio},
+    process::{ChildStderr, ExitStatus},
     time::{Duration, Instant},
 };
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::wait::{Id, WaitPidFlag, WaitStatus, waitid},
+};
+use sealock_jail::spawn::{self, Spawned};
 use serde::{Deserialize, Serialize};
 
 /// Names a process for good: its number may be given to another once it is gone, but not with the same start time.
@@ -147,51 +152,39 @@ fn wait_until(pidfd: BorrowedFd<'_>, deadline: Instant) -> io::Result<bool> {
 /// A child of this process. Killed and reaped when this is dropped.
 #[derive(Debug)]
 pub struct Process {
-    child: Child,
     pidfd: OwnedFd,
     id: ProcessId,
     ended: Option<ExitStatus>,
 }
 
 impl Process {
-    /// Starts `program` with an empty environment, in the root directory. Its standard input is `stdin`, its output goes
-    /// nowhere, what it writes to standard error can be read from the result.
+    /// Starts `program` with an empty environment, in the root directory, as the first of a process id namespace of its own
+    /// ([`sealock_jail::spawn`]). Its standard input is `stdin`, its output goes nowhere, what it writes to standard error can be read
+    /// from the result.
     ///
-    /// To be called from the thread that lives as long as this process: children may ask for a signal when the *thread*
-    /// that started them ends (prctl(2), `PR_SET_PDEATHSIG`).
+    /// To be called from the thread that lives as long as this process: it is killed when the *thread* that started it ends.
     ///
     /// # Errors
     /// It can't be started.
     pub fn start(program: &Path, arguments: &[&Path], stdin: OwnedFd) -> io::Result<(Self, ChildStderr)> {
-        let mut child = Command::new(program)
-            .args(arguments)
-            .env_clear()
-            .current_dir("/")
-            .stdin(stdin)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let stderr = child.stderr.take();
-        // It is not reaped before us, so that the number is its own.
-        let opened = open_pidfd(child.id()).and_then(|pidfd| Ok((pidfd, ProcessId::of(child.id())?)));
-        match (opened, stderr) {
-            (Ok((pidfd, id)), Some(stderr)) => Ok((
-                Self {
-                    child,
-                    pidfd,
-                    id,
-                    ended: None,
-                },
-                stderr,
-            )),
-            (opened, _) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(opened
-                    .err()
-                    .unwrap_or_else(|| io::Error::other("no pipe for its errors")))
-            }
-        }
+        let text = |path: &Path| CString::new(path.as_os_str().as_bytes());
+        let path = text(program)?;
+        let arguments = std::iter::once(&program)
+            .chain(arguments)
+            .map(|argument| text(argument))
+            .collect::<Result<Vec<_>, _>>()?;
+        let null = fs::OpenOptions::new().write(true).open("/dev/null")?;
+        let (stderr, writer) = io::pipe()?;
+        let streams = [stdin.as_fd(), null.as_fd(), writer.as_fd()];
+        let Spawned { pid, pidfd } = spawn::spawn(&path, &arguments, streams)?;
+        let mut process = Self {
+            pidfd,
+            id: ProcessId { pid, start_time: 0 },
+            ended: None,
+        };
+        // It is not reaped before us, so that the number is its own. If this fails, the process is killed.
+        process.id = ProcessId::of(pid)?;
+        Ok((process, OwnedFd::from(stderr).into()))
     }
 
     /// Its name for good.
@@ -226,9 +219,21 @@ impl Process {
     /// Its exit status, once it has ended.
     pub fn reap(&mut self) -> Option<ExitStatus> {
         if self.ended.is_none() {
-            self.ended = self.child.try_wait().ok().flatten();
+            self.ended = self.wait(WaitPidFlag::WNOHANG);
         }
         self.ended
+    }
+
+    fn wait(&self, flags: WaitPidFlag) -> Option<ExitStatus> {
+        loop {
+            // As wait(2) encodes it.
+            return match waitid(Id::PIDFd(self.pidfd.as_fd()), flags | WaitPidFlag::WEXITED) {
+                Ok(WaitStatus::Exited(_, status)) => Some(ExitStatus::from_raw((status & 0xff) << 8)),
+                Ok(WaitStatus::Signaled(_, signal, _)) => Some(ExitStatus::from_raw(signal as i32)),
+                Err(nix::Error::EINTR) => continue,
+                _ => None,
+            };
+        }
     }
 }
 
@@ -236,7 +241,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         if self.reap().is_none() {
             self.kill();
-            let _ = self.child.wait();
+            self.wait(WaitPidFlag::empty());
         }
     }
 }

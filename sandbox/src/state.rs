@@ -5,7 +5,7 @@ use std::{
     fs::{self, DirBuilder, OpenOptions},
     io::{self, Write},
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::AsFd,
         unix::{
             ffi::OsStrExt,
             fs::{DirBuilderExt, OpenOptionsExt},
@@ -130,7 +130,7 @@ impl PodDir {
         Ok(state_dir.join(namespace).join(pod))
     }
 
-    /// Makes the directory, with `share` and `root` in it. What a crashed shim left of an earlier pod of this name is
+    /// Makes the directory, with `share` in it. What a crashed shim left of an earlier pod of this name is
     /// undone first.
     ///
     /// # Errors
@@ -157,14 +157,12 @@ impl PodDir {
             source,
         })?;
         let made = Self { path, present: true };
-        for name in ["share", "root"] {
-            let path = made.path.join(name);
-            directory().create(&path).map_err(|source| Error::File {
-                verb: "create",
-                path,
-                source,
-            })?;
-        }
+        let share = made.path.join("share");
+        directory().create(&share).map_err(|source| Error::File {
+            verb: "create",
+            path: share,
+            source,
+        })?;
         Ok(made)
     }
 
@@ -172,24 +170,6 @@ impl PodDir {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// The empty directory that becomes the monitor's root.
-    ///
-    /// # Errors
-    /// The file system refuses.
-    pub fn open_root(&self) -> Result<OwnedFd, Error> {
-        let path = self.path.join("root");
-        OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
-            .open(&path)
-            .map(OwnedFd::from)
-            .map_err(|source| Error::File {
-                verb: "open",
-                path,
-                source,
-            })
     }
 
     /// Writes the record down for [`destroy`].

@@ -13,6 +13,7 @@ mod files;
 mod growth;
 mod hooks;
 mod isolation;
+mod jail;
 mod lifecycle;
 mod many;
 mod network;

@@ -5,6 +5,7 @@ pub mod config;
 pub mod containerd;
 pub mod ctr;
 pub mod host;
+pub mod intruder;
 pub mod memory;
 pub mod mutation;
 pub mod pty;

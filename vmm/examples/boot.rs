@@ -81,12 +81,10 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let (control, theirs) = SeqPacket::pair()?;
     let (_broker, their_broker) = SeqPacket::pair()?;
     let (_files, their_files) = SeqPacket::pair()?;
-    let root = tempfile::tempdir()?;
     let mut descriptors: Vec<OwnedFd> = vec![
         File::options().read(true).write(true).open("/dev/kvm")?.into(),
         File::open(kernel)?.into(),
         File::open(initramfs)?.into(),
-        File::open(root.path())?.into(),
         their_broker.into(),
         their_files.into(),
     ];

@@ -10,6 +10,7 @@ use virtio_queue::QueueT;
 
 use crate::{
     memory::give_back,
+    thread::Thread,
     virtio::device::{ActivateError, Activation, ActiveQueue, Memory, Part, VirtioDevice},
 };
 
@@ -46,7 +47,7 @@ impl VirtioDevice for Balloon {
     fn activate(&mut self, activation: Activation) -> Result<Vec<Part>, ActivateError> {
         let Activation { memory, queues, .. } = activation;
         // Taking many pages away takes milliseconds, which no other device is to wait.
-        Ok(vec![Part::own("balloon", ActiveBalloon { memory, queues })])
+        Ok(vec![Part::own(Thread::Balloon, ActiveBalloon { memory, queues })])
     }
 }
 

@@ -58,8 +58,6 @@ pub struct Configuration {
     pub kernel: File,
     /// The initramfs.
     pub initramfs: File,
-    /// An empty directory.
-    pub root: OwnedFd,
     /// The vsock device's broker.
     pub broker: SeqPacket,
     /// The file server.
@@ -147,8 +145,7 @@ impl Control {
         }
         let mut of_nets = fds.split_off(control::CONFIGURE_FDS + of_template).into_iter();
         let template = template(fds.split_off(control::CONFIGURE_FDS));
-        let Ok([kvm, kernel, initramfs, root, broker, files]) =
-            <[OwnedFd; control::CONFIGURE_FDS]>::try_from(fds)
+        let Ok([kvm, kernel, initramfs, broker, files]) = <[OwnedFd; control::CONFIGURE_FDS]>::try_from(fds)
         else {
             return Err(Error::Descriptors { needed, given });
         };
@@ -162,7 +159,6 @@ impl Control {
             kvm,
             kernel: kernel.into(),
             initramfs: initramfs.into(),
-            root,
             broker: broker.into(),
             files: files.into(),
             template,

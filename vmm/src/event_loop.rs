@@ -12,7 +12,7 @@ use std::{
 use event_manager::{EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberId};
 use sealock_protocol::control::ExitReason;
 
-use crate::{ending::Ending, virtio::device::EventLoop};
+use crate::{ending::Ending, thread::Thread, virtio::device::EventLoop};
 
 /// What an event loop serves.
 pub type Subscriber = Box<dyn MutEventSubscriber + Send>;
@@ -56,7 +56,7 @@ impl EventLoops {
         if let Some(shared) = self.shared.get() {
             return Ok(shared);
         }
-        let new = Loop::spawn("devices", self.ending.clone())?;
+        let new = Loop::spawn(Thread::Devices, self.ending.clone())?;
         if let Err(other) = self.shared.set(new) {
             other.stop();
         }
@@ -73,8 +73,8 @@ impl EventLoops {
                 subscriber: self.shared()?.add(subscriber)?,
                 own: None,
             }),
-            EventLoop::Own(name) => {
-                let own = Loop::spawn(name, self.ending.clone())?;
+            EventLoop::Own(thread) => {
+                let own = self.shared()?.spawn_other(thread, self.ending.clone())?;
                 Ok(Running {
                     subscriber: own.add(subscriber)?,
                     own: Some(own),
@@ -96,6 +96,21 @@ impl EventLoops {
     }
 }
 
+/// Why a loop wasn't started.
+#[derive(Debug)]
+enum NotSpawned {
+    /// The host has no descriptors or threads left.
+    Host(io::Error),
+    /// The loop that was to do it is gone.
+    Loop(event_manager::Error),
+}
+
+impl From<event_manager::Error> for NotSpawned {
+    fn from(error: event_manager::Error) -> Self {
+        Self::Loop(error)
+    }
+}
+
 struct Loop {
     endpoint: RemoteEndpoint<Subscriber>,
     stopping: Arc<AtomicBool>,
@@ -103,15 +118,16 @@ struct Loop {
 }
 
 impl Loop {
-    fn spawn(name: &str, ending: Ending) -> io::Result<Self> {
+    fn spawn(kind: Thread, ending: Ending) -> io::Result<Self> {
         let mut manager = EventManager::<Subscriber>::new().map_err(io::Error::other)?;
         let endpoint = manager.remote_endpoint();
         let stopping = Arc::new(AtomicBool::new(false));
         let stop = stopping.clone();
         let thread = thread::Builder::new()
-            .name(name.to_owned())
+            .name(kind.name().to_owned())
             .stack_size(STACK)
             .spawn(move || {
+                kind.confine();
                 while !stop.load(Ordering::Acquire) {
                     if let Err(error) = manager.run() {
                         ending.end(ExitReason::Host, format!("an event loop failed: {error}"));
@@ -123,6 +139,17 @@ impl Loop {
             endpoint,
             stopping,
             thread,
+        })
+    }
+
+    /// Starts another loop from this one's thread: the thread that asks, a virtual CPU's, has no right to.
+    fn spawn_other(&self, kind: Thread, ending: Ending) -> io::Result<Self> {
+        let spawned: Result<Self, NotSpawned> = self
+            .endpoint
+            .call_blocking(move |_| Self::spawn(kind, ending).map_err(NotSpawned::Host));
+        spawned.map_err(|error| match error {
+            NotSpawned::Host(error) => error,
+            NotSpawned::Loop(error) => io::Error::other(error),
         })
     }
 
@@ -188,7 +215,10 @@ mod tests {
     #[test]
     fn devices_run_on_the_loop_they_ask_for_until_removed() {
         let loops = EventLoops::new(Ending::new().unwrap());
-        for (kind, name) in [(EventLoop::Shared, "devices"), (EventLoop::Own("own"), "own")] {
+        for (kind, name) in [
+            (EventLoop::Shared, "devices"),
+            (EventLoop::Own(Thread::Net), "net"),
+        ] {
             let (device, kick, names) = device();
             let running = loops.add(kind, device).unwrap();
             kick.write(1).unwrap();

@@ -3,7 +3,7 @@
 //! From `main` to a running guest:
 //!
 //! 1. [`run`] takes the control socket and waits for the configuration and its descriptors ([`control`]).
-//! 2. [`jail`] gives up the rights that are left.
+//! 2. [`jail`] gives up the rights that are left; each [`thread`] later all system calls but its own.
 //! 3. [`machine`] makes the machine: [`memory`], kernel and [`initramfs`] ([`arch`]), [`pci`] with [`pvpanic`] and the
 //!    [`virtio`] devices ([`vsock`], [`mod@fs`], [`net`], [`balloon`], [`mem`]), [`vcpu`]s.
 //!    Or all of it comes out of a [`template`].
@@ -31,6 +31,7 @@ pub mod pci;
 mod process;
 pub mod pvpanic;
 pub mod template;
+pub mod thread;
 pub mod vcpu;
 pub mod virtio;
 pub mod vsock;

@@ -46,6 +46,7 @@ use crate::{
         self, Mismatch, NotAtRest, codec,
         state::{MachineState, Shape},
     },
+    thread::Thread,
     vcpu::{Surroundings, Vcpus},
     virtio::{
         device::{Memory, VirtioDevice},
@@ -450,6 +451,10 @@ impl Machine {
         let surroundings = self.surroundings;
         let mut vcpus = Vcpus::new(surroundings.clone()).map_err(host("catch a signal"))?;
         vcpus.add(self.first).map_err(host("start virtual CPU 0"))?;
+        // The first threads began with all that this one could: so they have one filter each, not two. Nothing of the guest's has
+        // run before this one has its own.
+        Thread::Main.confine();
+        vcpus.release();
         let mut machine = RunningMachine {
             vcpus,
             factory: self.factory,

@@ -4,14 +4,16 @@
 use std::os::fd::{FromRawFd, OwnedFd};
 
 use sealock_protocol::timeline::Mark;
-use sealock_vmm::jail::{self, Parent};
 
 fn main() {
     let started = Mark::now("vmm_exec");
-    let parent = Parent::current();
     // SAFETY: nothing has opened a descriptor yet.
-    unsafe { jail::close_inherited() };
+    let closed = unsafe { sealock_jail::descriptors::close_inherited() };
+    if let Err(error) = closed {
+        eprintln!("sealock-vmm: {}", sealock_vmm::chain(&error));
+        std::process::exit(sealock_protocol::control::ExitReason::Host.status());
+    }
     // SAFETY: descriptor 0 is the control socket by the protocol, and nothing in this process uses it as its standard input.
     let socket = unsafe { OwnedFd::from_raw_fd(0) };
-    std::process::exit(sealock_vmm::run(started, parent, socket));
+    std::process::exit(sealock_vmm::run(started, socket));
 }

@@ -16,7 +16,7 @@ use crate::{
     control::{Control, Error},
     ending::Ending,
     fs::FileSystem,
-    jail::{self, Parent},
+    jail,
     machine::{self, Machine, Parts, RunningMachine},
     mem::{Growth, Mem},
     memory::Plan,
@@ -30,10 +30,10 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Boots the machine that comes over the control socket and serves it to its end. Returns the exit status
 /// ([`ExitReason::status`]); the process is to end with it at once.
 #[must_use]
-pub fn run(started: Mark, parent: Parent, socket: OwnedFd) -> i32 {
+pub fn run(started: Mark, socket: OwnedFd) -> i32 {
     let control = Control::new(socket);
     let console = Console::default();
-    let (reason, detail) = match serve(&control, &console, started, parent) {
+    let (reason, detail) = match serve(&control, &console, started) {
         Ok(ended) => ended,
         Err(Failure { reason, detail }) => (reason, detail),
     };
@@ -70,8 +70,8 @@ impl From<Error> for Failure {
     }
 }
 
-impl From<jail::Error> for Failure {
-    fn from(error: jail::Error) -> Self {
+impl From<sealock_jail::Error> for Failure {
+    fn from(error: sealock_jail::Error) -> Self {
         Self {
             reason: ExitReason::Host,
             detail: chain(&error),
@@ -88,17 +88,15 @@ impl From<machine::Error> for Failure {
     }
 }
 
-fn serve(
-    control: &Control,
-    console: &Console,
-    started: Mark,
-    parent: Parent,
-) -> Result<(ExitReason, String), Failure> {
+fn serve(control: &Control, console: &Console, started: Mark) -> Result<(ExitReason, String), Failure> {
     let mut marks = vec![started];
+    jail::leave_host()?;
+    marks.push(Mark::now("vmm_left_host"));
     let configuration = control.configuration()?;
     marks.push(Mark::now("vmm_configured"));
     let config = configuration.machine;
-    jail::enter(configuration.root, config.uid, config.gid, parent)?;
+    jail::renounce(config.uid, config.gid)?;
+    marks.push(Mark::now("vmm_confined"));
     let ending = Ending::new().map_err(|error| Failure {
         reason: ExitReason::Host,
         detail: format!("cannot make an eventfd: {error}"),

@@ -5,7 +5,7 @@ use std::{
     io,
     ptr::null_mut,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
@@ -18,7 +18,9 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use sealock_protocol::control::ExitReason;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-use crate::{arch::x86_64::ports::Ports, coalesced::CoalescedWrites, ending::Ending, pci::bus::Bus};
+use crate::{
+    arch::x86_64::ports::Ports, coalesced::CoalescedWrites, ending::Ending, pci::bus::Bus, thread::Thread,
+};
 
 /// The stack of a vCPU's thread, in bytes.
 const STACK: usize = 256 * 1024;
@@ -41,6 +43,8 @@ pub struct Surroundings {
 pub struct Vcpus {
     surroundings: Arc<Surroundings>,
     threads: Vec<JoinHandle<VcpuFd>>,
+    /// Set when the guest may run.
+    released: Arc<OnceLock<()>>,
     /// Held by every thread.
     running: Sender<()>,
     /// Closed when the last thread has ended.
@@ -58,6 +62,7 @@ impl Vcpus {
         Ok(Self {
             surroundings,
             threads: Vec::new(),
+            released: Arc::default(),
             running,
             done,
         })
@@ -69,18 +74,27 @@ impl Vcpus {
         self.threads.len()
     }
 
-    /// Runs one more.
+    /// Lets the guest run.
+    pub fn release(&self) {
+        // Once is enough.
+        let _ = self.released.set(());
+    }
+
+    /// Runs one more, once the guest may run.
     ///
     /// # Errors
     /// The host has no threads left.
     pub fn add(&mut self, vcpu: VcpuFd) -> io::Result<()> {
         let index = self.count();
         let surroundings = self.surroundings.clone();
+        let released = self.released.clone();
         let running = self.running.clone();
         let thread = thread::Builder::new()
-            .name(format!("vcpu{index}"))
+            .name(format!("{}{index}", Thread::Vcpu.name()))
             .stack_size(STACK)
             .spawn(move || {
+                Thread::Vcpu.confine();
+                released.wait();
                 let vcpu = run(vcpu, index, &surroundings);
                 drop(running);
                 vcpu

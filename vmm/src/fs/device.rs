@@ -6,7 +6,10 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use sealock_protocol::{relay::MAX_MESSAGE, seqpacket::SeqPacket};
 
 use super::session::Session;
-use crate::virtio::device::{ActivateError, Activation, Part, Rest, VirtioDevice};
+use crate::{
+    thread::Thread,
+    virtio::device::{ActivateError, Activation, Part, Rest, VirtioDevice},
+};
 
 /// The device type (virtio 1.2, 5).
 const DEVICE_TYPE: u32 = 26;
@@ -91,7 +94,7 @@ impl VirtioDevice for FileSystem {
             failed("serve files to a second driver")(io::Error::other("the file server knows the first one"))
         })?;
         let session = Session::new(activation, server)?;
-        Ok(vec![Part::own("fs", session)])
+        Ok(vec![Part::own(Thread::Fs, session)])
     }
 }
 

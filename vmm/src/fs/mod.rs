@@ -23,6 +23,7 @@ mod transfer;
 mod wire;
 
 pub use device::FileSystem;
+pub use files::MAX_FILES;
 
 #[cfg(test)]
 mod tests;

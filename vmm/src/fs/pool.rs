@@ -11,7 +11,7 @@ use std::{
 use vmm_sys_util::eventfd::EventFd;
 
 use super::transfer::Transfer;
-use crate::virtio::device::Memory;
+use crate::{thread::Thread, virtio::device::Memory};
 
 /// Transfers that wait at once.
 const MAX_THREADS: usize = 4;
@@ -113,9 +113,12 @@ impl Drop for Pool {
 fn start(shared: &Arc<Shared>) -> io::Result<()> {
     let shared = Arc::clone(shared);
     thread::Builder::new()
-        .name("fs-io".into())
+        .name(Thread::FsIo.name().into())
         .stack_size(STACK)
-        .spawn(move || shared.work())?;
+        .spawn(move || {
+            Thread::FsIo.confine();
+            shared.work();
+        })?;
     Ok(())
 }
 

@@ -21,7 +21,10 @@ use super::{
     transmit::Sender,
     vhost::{self, Vhost},
 };
-use crate::virtio::device::{ActivateError, Activation, Part, VirtioDevice};
+use crate::{
+    thread::Thread,
+    virtio::device::{ActivateError, Activation, Part, VirtioDevice},
+};
 
 /// Descriptors of a queue for packets: with pages for buffers more than fit the pipe of a fast connection.
 const QUEUE_SIZE: u16 = 256;
@@ -221,7 +224,7 @@ impl VirtioDevice for Net {
                 config_interrupt: config_interrupt.clone(),
                 timer: self.timer()?,
             };
-            parts.push(Part::own("net", pair));
+            parts.push(Part::own(Thread::Net, pair));
         }
         if has(features, VIRTIO_NET_F_CTRL_VQ)
             && let Some(control) = queues.next()

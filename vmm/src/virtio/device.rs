@@ -7,7 +7,10 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::template::{Mismatch, NotAtRest};
+use crate::{
+    template::{Mismatch, NotAtRest},
+    thread::Thread,
+};
 
 /// The guest's memory as devices see it.
 pub type Memory = Arc<GuestMemoryMmap>;
@@ -103,12 +106,12 @@ impl Part {
         }
     }
 
-    /// A part on a thread called `name`.
+    /// A part on a thread of its own.
     #[must_use]
-    pub fn own(name: &'static str, subscriber: impl MutEventSubscriber + Send + 'static) -> Self {
+    pub fn own(thread: Thread, subscriber: impl MutEventSubscriber + Send + 'static) -> Self {
         Self {
             subscriber: Box::new(subscriber),
-            event_loop: EventLoop::Own(name),
+            event_loop: EventLoop::Own(thread),
         }
     }
 }
@@ -118,8 +121,8 @@ impl Part {
 pub enum EventLoop {
     /// With the other devices, in the one event loop thread: its work never blocks.
     Shared,
-    /// On a thread of its own of this name, because its system calls can block or take long.
-    Own(&'static str),
+    /// On a thread of its own of this kind, because its system calls can block or take long.
+    Own(Thread),
 }
 
 /// What a device gets when its driver is ready.
