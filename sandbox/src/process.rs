@@ -251,6 +251,10 @@ impl Drop for Process {
 pub fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),
+        (_, Some(libc::SIGSYS)) => format!(
+            "signal {} (it made a system call that its filter does not list: `dmesg` says which, type=1326)",
+            libc::SIGSYS
+        ),
         (_, Some(signal)) => format!("signal {signal}"),
         _ => "an unknown status".to_owned(),
     }

@@ -94,7 +94,6 @@ async fn boot_and_save(
 ) -> Result<(std::fs::File, std::fs::File), Error> {
     let failed = |error: io::Error| Error::Launch(launch::Error::Socket(error));
     let uid = Uid::take(config.state_dir(), config.uids())?;
-    let root = new.open_root()?;
     let (control, theirs) = SeqPacket::pair().map_err(failed)?;
     let (broker, their_broker) = SeqPacket::pair().map_err(failed)?;
     // Nobody serves files before the first pod mounts them; the end is kept, so that the device finds it open.
@@ -111,7 +110,6 @@ async fn boot_and_save(
         files.kvm.as_fd(),
         files.kernel.as_fd(),
         files.initramfs.as_fd(),
-        root.as_fd(),
         their_broker.as_fd(),
         their_files.as_fd(),
     ];

@@ -249,11 +249,6 @@ impl Store {
             path,
             _lock: lock,
         };
-        let root = new.path.join("root");
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&root)
-            .map_err(file_error("create", &root))?;
         Ok(new)
     }
 
@@ -406,15 +401,6 @@ impl New {
         self.store.open(&self.key).map(|opened| opened.is_some())
     }
 
-    /// The empty directory that becomes the monitor's root.
-    ///
-    /// # Errors
-    /// The file system refuses.
-    pub fn open_root(&self) -> Result<File, Error> {
-        let path = self.path.join("root");
-        File::open(&path).map_err(file_error("open", &path))
-    }
-
     /// Creates the files of the state and the memory.
     ///
     /// # Errors
@@ -455,7 +441,6 @@ impl New {
         // Numbers and names.
         let text = serde_json::to_vec(&about).unwrap_or_default();
         fs::write(self.path.join(ABOUT), text).map_err(at("write into"))?;
-        fs::remove_dir(self.path.join("root")).map_err(at("empty"))?;
         self.store.make_room()?;
         let place = self.store.place(&self.key);
         fs::rename(&self.path, &place).map_err(file_error("publish", &place))?;
