@@ -14,7 +14,6 @@ mod growth;
 mod hooks;
 mod isolation;
 mod jail;
-mod kills;
 mod lifecycle;
 mod many;
 mod network;

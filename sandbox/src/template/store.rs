@@ -243,13 +243,12 @@ impl Store {
             .mode(0o700)
             .create(&path)
             .map_err(file_error("create", &path))?;
-        let new = New {
+        Ok(New {
             store: self.clone(),
             key: key.clone(),
             path,
             _lock: lock,
-        };
-        Ok(new)
+        })
     }
 
     /// All templates, with their memory's checksum looked at.
