@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::mount::MsFlags;
+use nix::mount::{MntFlags, MsFlags};
 
 use crate::{error::Kind, process::ProcessId};
 
@@ -285,6 +285,32 @@ pub fn open_path(path: &Path) -> io::Result<OwnedFd> {
 /// # Errors
 /// The kernel refuses; it is older than 5.12.
 pub fn bind(source: BorrowedFd<'_>, target: &Path, allow: Allow) -> io::Result<()> {
+    attach(tree(source, allow)?.as_fd(), target)
+}
+
+/// The same in the mount namespace of another process, as which it resolves `target`: nothing is mounted in this one.
+///
+/// # Errors
+/// The process is gone, or the kernel refuses.
+pub fn bind_in(process: ProcessId, source: BorrowedFd<'_>, target: &Path, allow: Allow) -> io::Result<()> {
+    let tree = tree(source, allow)?;
+    within(process, || attach(tree.as_fd(), target))
+}
+
+/// Undoes [`bind_in`]. It's no error when the process is gone, and its namespace with it.
+///
+/// # Errors
+/// Nothing is mounted there, or the kernel refuses.
+pub fn unbind_in(process: ProcessId, target: &Path) -> io::Result<()> {
+    let flags = MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH;
+    match within(process, || Ok(nix::mount::umount2(target, flags)?)) {
+        Err(error) if [Some(libc::ESRCH), Some(libc::ENOENT)].contains(&error.raw_os_error()) => Ok(()),
+        other => other,
+    }
+}
+
+/// What `source` names, to be mounted somewhere.
+fn tree(source: BorrowedFd<'_>, allow: Allow) -> io::Result<OwnedFd> {
     let tree = clone_tree(source, allow.recursive)?;
     let always = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
     let read_only = |wanted| if wanted { libc::MOUNT_ATTR_RDONLY } else { 0 };
@@ -304,7 +330,7 @@ pub fn bind(source: BorrowedFd<'_>, target: &Path, allow: Allow) -> io::Result<(
         ..Attributes::default()
     };
     set_attributes(tree.as_fd(), attributes, false)?;
-    attach(tree.as_fd(), target)
+    Ok(tree)
 }
 
 /// Lets the mount at `target` be written, not those below it.
@@ -324,6 +350,11 @@ pub fn make_writable(target: &Path) -> io::Result<()> {
 /// # Errors
 /// The process is gone, nothing is mounted there, or the kernel refuses.
 pub fn make_writable_in(process: ProcessId, target: &Path) -> io::Result<()> {
+    within(process, || make_writable(target))
+}
+
+/// Does `work` in the mount namespace of another process.
+fn within<T: Send>(process: ProcessId, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     let namespace = File::open(format!("/proc/{}/ns/mnt", process.pid))?;
     if !process.is_alive() {
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
@@ -334,7 +365,7 @@ pub fn make_writable_in(process: ProcessId, target: &Path) -> io::Result<()> {
             .spawn(|| {
                 nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
                 nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNS)?;
-                make_writable(target)
+                work()
             })
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))

@@ -214,14 +214,6 @@ impl ContainerShare {
         Ok(path)
     }
 
-    /// The mounts below a shared volume that can be written, relative to it, in the order in which they were made.
-    ///
-    /// # Errors
-    /// The kernel doesn't tell.
-    pub fn writable_mounts_below(&self, volume: &str) -> io::Result<Vec<PathBuf>> {
-        self.volumes.writable_mounts_below(volume)
-    }
-
     /// Shares a volume that the guest copies, until the pod's end. `None` when it can't be watched for changes.
     ///
     /// # Errors

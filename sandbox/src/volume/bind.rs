@@ -92,7 +92,7 @@ fn prepare_one(
     match kind {
         Kind::Shared | Kind::Copied => {
             let path = share.add_volume(&source, bind.allow).map_err(refused)?;
-            let below = bind.mounts_below(&path, field, share)?;
+            let below = bind.mounts_below(&source, &path, field)?;
             mount.insert("source".to_owned(), path.into());
             return Ok(Prepared::Mount { below });
         }
@@ -148,11 +148,11 @@ fn add_devices(spec: &mut Value, devices: Vec<Value>) -> Result<(), Error> {
 impl Bind {
     /// The guest sees one file system: what is read-only there is so as far as it reaches. A mount below a volume of which only
     /// the top is to be read-only is bound once more for that reason.
-    fn mounts_below(&self, path: &str, field: &str, share: &ContainerShare) -> Result<Vec<Value>, Error> {
+    fn mounts_below(&self, source: &Source, path: &str, field: &str) -> Result<Vec<Value>, Error> {
         if !self.allow.read_only || self.allow.read_only_below || !self.allow.recursive {
             return Ok(Vec::new());
         }
-        let below = share.writable_mounts_below(path).map_err(|error| Error::Volume {
+        let below = source.writable_mounts_below().map_err(|error| Error::Volume {
             field: format!("{field}.source"),
             source: super::Error::Share {
                 path: self.source.clone(),

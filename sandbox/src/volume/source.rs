@@ -7,13 +7,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::sys::{
-    statfs::{Statfs, fstatfs},
-    statvfs::{FsFlags, Statvfs, fstatvfs},
+use nix::{
+    errno::Errno,
+    sys::{
+        statfs::{Statfs, fstatfs},
+        statvfs::{FsFlags, Statvfs, fstatvfs, statvfs},
+    },
 };
 
 use super::Error;
-use crate::mount;
+use crate::{cleanup, mount};
 
 /// A source, open.
 #[derive(Debug)]
@@ -134,6 +137,41 @@ impl Source {
         Ok(self.space()?.flags().contains(FsFlags::ST_RDONLY))
     }
 
+    /// Whether something is mounted below it.
+    ///
+    /// # Errors
+    /// The kernel refuses to tell.
+    pub fn has_mounts_below(&self) -> io::Result<bool> {
+        Ok(!self.mounts_below()?.is_empty())
+    }
+
+    /// The mounts below it that can be written, relative to it, in the order in which they were made.
+    ///
+    /// # Errors
+    /// The kernel refuses to tell.
+    pub fn writable_mounts_below(&self) -> io::Result<Vec<PathBuf>> {
+        let mut writable = Vec::new();
+        for place in self.mounts_below()? {
+            match statvfs(&self.real.join(&place)) {
+                Ok(status) if !status.flags().contains(FsFlags::ST_RDONLY) => writable.push(place),
+                // One that can't be reached is below another.
+                Ok(_) | Err(Errno::ENOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(writable)
+    }
+
+    fn mounts_below(&self) -> io::Result<Vec<PathBuf>> {
+        let mut below = cleanup::mounts_below(&self.real)?;
+        below.retain(|place| *place != self.real);
+        Ok(below
+            .iter()
+            .filter_map(|place| place.strip_prefix(&self.real).ok())
+            .map(Path::to_owned)
+            .collect())
+    }
+
     /// The size of its file system.
     ///
     /// # Errors
@@ -202,6 +240,8 @@ mod tests {
         assert_eq!(source.identity(), Source::open(&file).unwrap().identity());
         assert!(!source.is_mount_point());
         assert!(Source::open(Path::new("/proc")).unwrap().is_mount_point());
+        assert!(Source::open(Path::new("/")).unwrap().has_mounts_below().unwrap());
+        assert!(!source.has_mounts_below().unwrap());
         assert_eq!(Source::open(Path::new("/dev/null")).unwrap().device(), (1, 3));
         let missing = Source::open(&top.path().join("missing")).unwrap_err();
         assert_eq!(missing.kind(), crate::Kind::InvalidArgument);

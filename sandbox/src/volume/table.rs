@@ -5,16 +5,11 @@
 //! as no container of the pod may write to it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs, io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
-};
-
-use nix::{
-    errno::Errno,
-    sys::statvfs::{FsFlags, statvfs},
 };
 
 use super::{
@@ -52,6 +47,8 @@ struct Table {
     mounted: HashMap<Key, Mounted>,
     /// The copied volumes, by their directory on the host: until the pod's end, as the guest's copies.
     copied: HashMap<PathBuf, u64>,
+    /// Those that the server has a mount of its own of, on top of the one that comes from here.
+    twofold: HashSet<u64>,
     watch: Option<Arc<Watch>>,
     watch_runs: bool,
 }
@@ -150,36 +147,11 @@ impl Volumes {
         let number = self.mount(&mut table, source, allow)?;
         // Before the guest reads it for the first time, so that no change is missed.
         if let Err(error) = watch.add(source, path(number)) {
-            self.unmount(number)?;
+            self.unmount(&mut table, number)?;
             return Ok(unwatched(source, &error));
         }
         table.copied.insert(source.real.clone(), number);
         Ok(Some(path(number)))
-    }
-
-    /// The mounts below the shared `volume` that can be written, relative to it, in the order in which they were made.
-    ///
-    /// # Errors
-    /// The kernel doesn't tell.
-    pub fn writable_mounts_below(&self, volume: &str) -> io::Result<Vec<PathBuf>> {
-        let top = self.share.join(volume);
-        let mut below = Vec::new();
-        for place in cleanup::mounts_below(&top)? {
-            let Some(relative) = place
-                .strip_prefix(&top)
-                .ok()
-                .filter(|path| *path != Path::new(""))
-            else {
-                continue;
-            };
-            match statvfs(&place) {
-                Ok(status) if !status.flags().contains(FsFlags::ST_RDONLY) => below.push(relative.to_owned()),
-                // One that can't be reached is below another.
-                Ok(_) | Err(Errno::ENOENT) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(below)
     }
 
     /// The watch on what is copied, when there is something and nobody has been given it yet, to run it.
@@ -210,11 +182,42 @@ impl Volumes {
         } else {
             fs::File::create_new(&place)?;
         }
-        let mounted = mount::bind(source.as_fd(), &self.share.join(path(number)), allow);
+        let mounted = match self.server.get() {
+            Some(&server) if allow.recursive && !allow.slave && source.has_mounts_below()? => {
+                self.mount_in(server, table, number, source, allow)
+            }
+            _ => mount::bind(source.as_fd(), &self.share.join(path(number)), allow),
+        };
         mounted.inspect_err(|_| {
-            let _ = self.unmount(number);
+            let _ = self.unmount(table, number);
         })?;
         Ok(number)
+    }
+
+    /// Shows a volume with the mounts below it to the server alone. In this namespace they would keep the host from removing
+    /// the directories that they are mounted on.
+    fn mount_in(
+        &self,
+        server: ProcessId,
+        table: &mut Table,
+        number: u64,
+        source: &Source,
+        allow: Allow,
+    ) -> io::Result<()> {
+        let here = self.share.join(path(number));
+        let top = Allow {
+            recursive: false,
+            ..allow
+        };
+        mount::bind(source.as_fd(), &here, top)?;
+        if let Err(error) = mount::bind_in(server, source.as_fd(), &seen_by_server(number), allow) {
+            // One that has only just been started is not where it will be yet.
+            tracing::debug!(volume = %source.path.display(), %error, "mounted on the host with all that is below");
+            cleanup::unmount_below(&here)?;
+            return mount::bind(source.as_fd(), &here, allow);
+        }
+        table.twofold.insert(number);
+        Ok(())
     }
 
     /// Lifts what makes a mount read-only, here and where it is served from, unless the source is so itself.
@@ -224,13 +227,17 @@ impl Volumes {
         }
         mount::make_writable(&self.share.join(path(number)))?;
         match self.server.get() {
-            // The server's root is the shared directory.
-            Some(&process) => mount::make_writable_in(process, &Path::new("/").join(path(number))),
+            Some(&process) => mount::make_writable_in(process, &seen_by_server(number)),
             None => Ok(()),
         }
     }
 
-    fn unmount(&self, number: u64) -> io::Result<()> {
+    fn unmount(&self, table: &mut Table, number: u64) -> io::Result<()> {
+        if let Some(&server) = self.server.get()
+            && table.twofold.remove(&number)
+        {
+            mount::unbind_in(server, &seen_by_server(number))?;
+        }
         cleanup::unmount_below(&self.share.join(path(number)))?;
         let directory = self.writable();
         let place = directory.join(number.to_string());
@@ -256,6 +263,11 @@ impl Volumes {
 
 fn path(number: u64) -> String {
     format!("{DIRECTORY}/{number}")
+}
+
+/// The server's root is the shared directory.
+fn seen_by_server(number: u64) -> PathBuf {
+    Path::new("/").join(path(number))
 }
 
 fn directory_at(path: &Path) -> io::Result<()> {
@@ -309,7 +321,7 @@ impl Lease {
             return Ok(());
         }
         table.mounted.remove(&self.key);
-        self.volumes.unmount(self.number)
+        self.volumes.unmount(&mut table, self.number)
     }
 }
 

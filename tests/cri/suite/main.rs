@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod containers;
+mod crictl;
 mod exec;
 mod images;
 mod limits;
