@@ -163,6 +163,9 @@ impl Sandbox {
 
     async fn prepare(self: &Arc<Self>, request: &ContainerRequest) -> Result<Prepared, Error> {
         let mut spec = spec::read(&request.bundle)?;
+        if let Some(files) = self.pod_files() {
+            files.add_to(&mut spec);
+        }
         let hooks = Hooks::take(&mut spec, &request.id, &request.bundle)?;
         let owner = Owner {
             namespace: &request.namespace,

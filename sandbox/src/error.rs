@@ -57,6 +57,9 @@ pub enum Error {
     /// The pod has ended.
     #[error("the pod has ended: {0}")]
     Ended(String),
+    /// The pod's files can't be made.
+    #[error("cannot make the pod's files for /etc")]
+    PodFiles(#[source] std::io::Error),
     /// There is no thread for a container.
     #[error("cannot have a thread stand for the container")]
     StandIn(#[source] std::io::Error),
@@ -113,6 +116,7 @@ impl Error {
             Self::Ended(_) => Kind::Unavailable,
             Self::Template(_)
             | Self::Launch(_)
+            | Self::PodFiles(_)
             | Self::StandIn(_)
             | Self::Resize(_)
             | Self::Undead(_)

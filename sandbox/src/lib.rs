@@ -35,6 +35,7 @@ pub mod logger;
 pub mod membership;
 pub mod mount;
 pub mod network;
+pub mod pod_files;
 pub mod process;
 pub mod resize;
 pub mod sandbox;

@@ -7,7 +7,7 @@ use std::{
     pin::pin,
     process::ExitStatus,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -35,6 +35,7 @@ use crate::{
     error::{Error, line},
     launch::{self, Launched, console_clause},
     network::{self, Attached, Forward, Plug, watch::Machine},
+    pod_files::{PodFile, PodFiles},
     process::{self, Process},
     resize::Sizing,
     share::Share,
@@ -80,6 +81,7 @@ pub struct Sandbox {
     stand_ins: StandIns,
     template: Option<(Key, Order)>,
     order: Mutex<Option<Order>>,
+    pod_files: OnceLock<PodFiles>,
 }
 
 /// What happens by itself in a pod.
@@ -324,6 +326,7 @@ impl Launched {
             stand_ins: StandIns::default(),
             template: self.template,
             order: Mutex::new(self.order),
+            pod_files: OnceLock::new(),
         });
 
         for (name, stderr) in [("sealock-vmm", self.vmm_stderr), ("sealock-fsd", self.fsd_stderr)] {
@@ -802,6 +805,25 @@ impl Sandbox {
 
     pub(crate) fn share(&self) -> &Share {
         &self.share
+    }
+
+    /// Gives every container that is created from now on `files` in its `/etc`, and the pod's shared memory. To be called once.
+    ///
+    /// # Errors
+    /// The pod has ended, or they can't be made.
+    pub fn provide(&self, files: &[PodFile]) -> Result<(), Error> {
+        let held = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((_, directory, _)) = &*held else {
+            return Err(Error::Ended("its files are gone".to_owned()));
+        };
+        let files = PodFiles::create(directory.path(), files).map_err(Error::PodFiles)?;
+        // Who comes second has made the same files.
+        let _ = self.pod_files.set(files);
+        Ok(())
+    }
+
+    pub(crate) fn pod_files(&self) -> Option<&PodFiles> {
+        self.pod_files.get()
     }
 
     pub(crate) fn stand_ins(&self) -> &StandIns {

@@ -12,8 +12,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// What containerd calls the OCI specification's `features.md` in JSON.
 const FEATURES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
-/// What is asked before it is used: containerd gives a container recursively read-only mounts only where "rro" is among the
-/// mount options.
+/// What `ctr plugins inspect-runtime` and others ask for. containerd's Kubernetes plugin asks no runtime but runc (2.1).
 fn features() -> serde_json::Value {
     serde_json::json!({
         "ociVersionMin": "1.0.0",

@@ -3,7 +3,10 @@
 //! So everything that is made from a specification (the machine, its network, its cgroup on the host) is made the same way
 //! whether containerd runs a "pause" container or asks for a sandbox.
 
+use std::{fs, path::Path};
+
 use containerd_shim_protos::protobuf::{self, Message, well_known_types::any::Any};
+use sealock_sandbox::pod_files::PodFile;
 use serde_json::{Map, Value, json};
 
 #[allow(warnings, clippy::all, reason = "it is generated")]
@@ -49,11 +52,7 @@ pub fn specification(
     options: &Any,
     annotations: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Value, Error> {
-    let config = match options.type_url.rsplit('/').next().unwrap_or_default() {
-        "" => PodSandboxConfig::new(),
-        TYPE => PodSandboxConfig::parse_from_bytes(&options.value).map_err(Error::Malformed)?,
-        other => return Err(Error::Type(other.chars().take(128).collect())),
-    };
+    let config = parse(options)?;
     let linux = &config.linux;
     let modes = &linux.security_context.namespace_options;
     for (mode, field, what) in [
@@ -134,6 +133,49 @@ pub fn specification(
     Ok(spec)
 }
 
+fn parse(options: &Any) -> Result<PodSandboxConfig, Error> {
+    match options.type_url.rsplit('/').next().unwrap_or_default() {
+        "" => Ok(PodSandboxConfig::new()),
+        TYPE => PodSandboxConfig::parse_from_bytes(&options.value).map_err(Error::Malformed),
+        other => Err(Error::Type(other.chars().take(128).collect())),
+    }
+}
+
+/// The files that the pod's containers are to have in `/etc`. What the description doesn't say is as on this host, whose `/etc`
+/// is at `host`.
+///
+/// # Errors
+/// The description isn't one.
+pub fn files(options: &Any, host: &Path) -> Result<Vec<PodFile>, Error> {
+    let config = parse(options)?;
+    let hosts = |name: &str| fs::read(host.join(name)).unwrap_or_default();
+    let hostname = match config.hostname.as_str() {
+        "" => hosts("hostname"),
+        name => format!("{name}\n").into_bytes(),
+    };
+    let resolver = match config.dns_config.as_ref() {
+        None => hosts("resolv.conf"),
+        Some(dns) => {
+            let mut lines = Vec::new();
+            if !dns.searches.is_empty() {
+                lines.push(format!("search {}\n", dns.searches.join(" ")));
+            }
+            lines.extend(dns.servers.iter().map(|server| format!("nameserver {server}\n")));
+            if !dns.options.is_empty() {
+                lines.push(format!("options {}\n", dns.options.join(" ")));
+            }
+            lines.concat().into_bytes()
+        }
+    };
+    Ok([
+        ("hostname", hostname),
+        ("hosts", hosts("hosts")),
+        ("resolv.conf", resolver),
+    ]
+    .map(|(name, contents)| PodFile { name, contents })
+    .to_vec())
+}
+
 /// A limit with the pod's overhead; 0 when there is no limit.
 fn sum(
     resources: &LinuxContainerResources,
@@ -207,6 +249,34 @@ mod tests {
         let spec = specification("p1", "", &Any::new(), []).unwrap();
         assert_eq!(spec["linux"]["namespaces"][0], json!({"type": "network"}));
         assert!(spec["linux"].get("cgroupsPath").is_none());
+    }
+
+    #[test]
+    fn a_pods_names_and_name_servers_become_files() {
+        let host = tempfile::tempdir().unwrap();
+        fs::write(host.path().join("hosts"), "127.0.0.1 localhost\n").unwrap();
+        fs::write(host.path().join("resolv.conf"), "nameserver 192.0.2.1\n").unwrap();
+        let texts = |config: &PodSandboxConfig| -> Vec<String> {
+            let files = files(&any(config), host.path()).unwrap();
+            files
+                .into_iter()
+                .map(|file| String::from_utf8(file.contents).unwrap())
+                .collect()
+        };
+        let mut config = PodSandboxConfig::new();
+        config.hostname = "web".to_owned();
+        assert_eq!(
+            texts(&config),
+            ["web\n", "127.0.0.1 localhost\n", "nameserver 192.0.2.1\n"]
+        );
+        let dns = config.dns_config.mut_or_insert_default();
+        dns.servers = vec!["10.0.0.1".to_owned(), "10.0.0.2".to_owned()];
+        dns.searches = vec!["a.example".to_owned(), "b.example".to_owned()];
+        dns.options = vec!["ndots:5".to_owned()];
+        assert_eq!(
+            texts(&config)[2],
+            "search a.example b.example\nnameserver 10.0.0.1\nnameserver 10.0.0.2\noptions ndots:5\n"
+        );
     }
 
     #[test]

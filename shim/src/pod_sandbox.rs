@@ -1,6 +1,7 @@
 //! A pod whose life is governed by containerd's sandbox API: it begins and ends by request, with or without tasks.
 
 use std::{
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
@@ -120,7 +121,13 @@ impl PodSandbox {
         )
         .map_err(|error| status::refusal(Code::INVALID_ARGUMENT, line(&error)))?;
         self.pod.govern();
-        let machine = self.launch(&spec).map_err(|error| {
+        let files = pod_config::files(&description.options, Path::new("/etc"))
+            .map_err(|error| status::refusal(Code::INVALID_ARGUMENT, line(&error)))?;
+        let launched = self.launch(&spec).and_then(|machine| {
+            machine.provide(&files)?;
+            Ok(machine)
+        });
+        let machine = launched.map_err(|error| {
             tracing::error!(sandbox = self.id, error = line(&error), "the pod did not start");
             status::of(&error)
         })?;
