@@ -85,6 +85,9 @@ pub struct MachineConfig {
     /// Whether a template comes along: the machine is restored from it, or boots where that isn't possible ([`Start`]).
     #[serde(default)]
     pub template: bool,
+    /// What of a template is worth having at hand before the machine runs.
+    #[serde(default)]
+    pub working_set: WorkingSet,
     /// Network devices that are there from the start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nets: Vec<NetConfig>,
@@ -187,6 +190,36 @@ pub enum Event {
         /// The console's tail, as with [`Event::Console`].
         console: String,
     },
+}
+
+/// The pages that a restored machine touches before its first container runs, as ranges: the first one's number, counted from the
+/// beginning of the memory at boot, and how many. It costs much less to have them at hand than to let the guest run into each.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkingSet {
+    /// Those it writes to.
+    pub written: Vec<(u32, u32)>,
+    /// Those it only reads.
+    pub read: Vec<(u32, u32)>,
+}
+
+/// The most ranges of each kind of a [`WorkingSet`]: they fit a message.
+pub const MAX_WORKING_RANGES: usize = 2048;
+
+/// The most pages of each kind of a [`WorkingSet`].
+pub const MAX_WORKING_PAGES: u32 = 8192;
+
+impl WorkingSet {
+    /// Whether there are no more ranges and pages than there may be.
+    #[must_use]
+    pub fn is_bounded(&self) -> bool {
+        [&self.written, &self.read].into_iter().all(|ranges| {
+            let pages = ranges
+                .iter()
+                .try_fold(0_u32, |sum, (_, count)| sum.checked_add(*count));
+            ranges.len() <= MAX_WORKING_RANGES && pages.is_some_and(|pages| pages <= MAX_WORKING_PAGES)
+        })
+    }
 }
 
 /// How a machine began.

@@ -282,6 +282,7 @@ impl Container {
         {
             timeline.mark("container_started");
             timeline.log(self.sandbox().id());
+            self.sandbox().learn_working_set();
         }
         Ok(())
     }

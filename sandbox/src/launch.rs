@@ -27,7 +27,7 @@ use crate::{
     size::{Host, Size},
     spec,
     state::{PodDir, Record, Uid},
-    template::{self, Key, Order},
+    template::{self, InUse, Order},
     timeline::Timeline,
 };
 
@@ -125,7 +125,7 @@ pub struct Launched {
     pub(crate) fsd_stderr: ChildStderr,
     pub(crate) timeline: Timeline,
     /// The template that the machine is restored from, if it can be.
-    pub(crate) template: Option<(Key, Order)>,
+    pub(crate) template: Option<InUse>,
     /// The template that is to be made.
     pub(crate) order: Option<Order>,
 }
@@ -192,6 +192,11 @@ pub(crate) fn launch_with(
         uid: uid.get(),
         gid: uid.get(),
         template: found.opened.is_some(),
+        working_set: found
+            .opened
+            .as_ref()
+            .and_then(|opened| opened.working_set.clone())
+            .unwrap_or_default(),
         nets: plugs.iter().map(|plug| plug.config.clone()).collect(),
     };
     let own: [_; CONFIGURE_FDS] = [
@@ -264,7 +269,11 @@ pub(crate) fn launch_with(
         vmm_stderr,
         fsd_stderr,
         timeline,
-        template: found.opened.map(|opened| (opened.key, opened.order)),
+        template: found.opened.map(|opened| InUse {
+            key: opened.key,
+            order: opened.order,
+            has_working_set: opened.working_set.is_some(),
+        }),
         order: found.order,
     })
 }

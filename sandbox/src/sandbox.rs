@@ -42,7 +42,7 @@ use crate::{
     socket::{self, AsyncSeqPacket},
     stand_in::StandIns,
     state::{PodDir, Uid},
-    template::{self, Key, Order},
+    template::{self, InUse, Order},
     timeline::Timeline,
 };
 
@@ -79,7 +79,8 @@ pub struct Sandbox {
     control: Arc<Control>,
     pub(crate) sizing: Sizing,
     stand_ins: StandIns,
-    template: Option<(Key, Order)>,
+    template: Option<InUse>,
+    restored: AtomicBool,
     order: Mutex<Option<Order>>,
     pod_files: OnceLock<PodFiles>,
 }
@@ -325,6 +326,7 @@ impl Launched {
             sizing: Sizing::new(self.size),
             stand_ins: StandIns::default(),
             template: self.template,
+            restored: AtomicBool::new(false),
             order: Mutex::new(self.order),
             pod_files: OnceLock::new(),
         });
@@ -548,6 +550,7 @@ impl Sandbox {
         let times = match greeted {
             Ok(times) => times,
             Err(Some(Start::Restored { clock })) => {
+                self.restored.store(true, Ordering::Relaxed);
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 let unknown = GuestClock {
                     tsc: 0,
@@ -575,7 +578,7 @@ impl Sandbox {
 
     /// The machine could not be restored, and no other one is to try.
     fn give_up_template(&self, why: &str) {
-        let Some((key, order)) = &self.template else {
+        let Some(InUse { key, order, .. }) = &self.template else {
             return;
         };
         tracing::warn!(
@@ -594,6 +597,21 @@ impl Sandbox {
         let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         let cgroup = files.as_ref()?.0.as_ref()?;
         Some(cgroup.origin().to_owned())
+    }
+
+    /// Takes note of what the machine has touched, if it is the first of its template to come so far.
+    pub(crate) fn learn_working_set(&self) {
+        let restored = self.restored.swap(false, Ordering::Relaxed);
+        let Some(used) = self
+            .template
+            .clone()
+            .filter(|used| restored && !used.has_working_set)
+        else {
+            return;
+        };
+        let (config, pid) = (self.config.clone(), self.vmm_pid);
+        // It may take a while, and nobody waits for it.
+        drop(spawn_blocking(move || template::learn(&config, &used, pid)));
     }
 
     /// The template that the pod would have been restored from, if there were one: to be made for the next ones. Once.

@@ -30,7 +30,7 @@ use std::{
 };
 
 use sealock_protocol::{
-    control::{Event, ExitReason, MAX_MESSAGE, MachineConfig, NetConfig, RateLimit, Request},
+    control::{Event, ExitReason, MAX_MESSAGE, MachineConfig, NetConfig, RateLimit, Request, WorkingSet},
     seqpacket::SeqPacket,
     timeline::{Mark, monotonic_ns},
 };
@@ -48,6 +48,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         uid: 0,
         gid: 0,
         template: false,
+        working_set: WorkingSet::default(),
         nets: Vec::new(),
     };
     let mut close = 0;

@@ -287,6 +287,7 @@ mod tests {
             uid: 0,
             gid: 0,
             template: false,
+            working_set: control::WorkingSet::default(),
             nets,
         })
     }

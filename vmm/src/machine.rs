@@ -358,6 +358,12 @@ impl Machine {
             .pci
             .resume()
             .map_err(host("go on with the devices"))?;
+        template::memory::warm(
+            &self.backplane.wiring.memory,
+            parts.plan.ram.len(),
+            &self.first,
+            &parts.config.working_set,
+        );
         for (net, descriptors) in parts.nets.drain(..) {
             self.backplane.attach_net(&net, descriptors)?;
         }

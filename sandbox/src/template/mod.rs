@@ -5,6 +5,7 @@
 //! | [`key`] | what a template is for: kernel, initramfs, monitor, processor, machine, tenant |
 //! | [`store`] | the directory they are kept in, where only whole ones can be found |
 //! | [`make`] | how one is made |
+//! | [`working_set`] | what restored machines touch first |
 //!
 //! A pod whose template isn't there boots, and orders it ([`Order`]): whoever started the pod has it made by a process of its own,
 //! for the pod may end before.
@@ -12,14 +13,20 @@
 pub mod key;
 pub mod make;
 pub mod store;
+pub mod working_set;
 
 use std::fs::File;
 
-use sealock_protocol::control::MachineConfig;
+use sealock_protocol::control::{MachineConfig, WorkingSet};
 use serde::{Deserialize, Serialize};
 
 pub use self::{key::Key, make::make, store::Store};
-use crate::{check::HostFiles, config::Config, error::line, size::Size};
+use crate::{
+    check::HostFiles,
+    config::Config,
+    error::{Error, line},
+    size::Size,
+};
 
 /// Who shares a template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -67,6 +74,7 @@ impl Shape {
             uid,
             gid: uid,
             template: false,
+            working_set: WorkingSet::default(),
             nets: Vec::new(),
         }
     }
@@ -89,6 +97,27 @@ pub struct Found {
     pub opened: Option<Opened>,
     /// What is to be made for the next pods, because there is no such template.
     pub order: Option<Order>,
+}
+
+/// The template that a pod's machine is restored from.
+#[derive(Clone, Debug)]
+pub(crate) struct InUse {
+    pub(crate) key: Key,
+    pub(crate) order: Order,
+    /// It was known what restored machines touch first.
+    pub(crate) has_working_set: bool,
+}
+
+/// Keeps what the machine of the monitor `pid` has touched by now. Without that, the next ones are a little slower.
+pub(crate) fn learn(config: &Config, used: &InUse, pid: u32) {
+    let store = Store::below(config.state_dir());
+    let kept = store.memory(&used.key).map_err(Error::from).and_then(|memory| {
+        let set = working_set::of(pid, &memory, used.order.shape).map_err(Error::Cleanup)?;
+        Ok(store.keep_working_set(&used.key, &set)?)
+    });
+    if let Err(error) = kept {
+        tracing::debug!(error = line(&error), "what the machine has touched is not known");
+    }
 }
 
 /// Looks for the template of a machine of `size` for a pod of `namespace`. One that can't be used is removed, and the log says why.
@@ -154,4 +183,6 @@ pub struct Opened {
     pub state: File,
     /// The memory.
     pub memory: File,
+    /// What restored machines touch first, once that is known.
+    pub working_set: Option<WorkingSet>,
 }

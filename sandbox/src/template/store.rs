@@ -5,6 +5,7 @@
 //! | `state` | the monitor's ([`sealock_protocol::control::Request::Save`]), with a checksum that it checks itself |
 //! | `memory` | the guest's memory |
 //! | `about` | what is known of both ([`About`]) |
+//! | `working-set` | what restored machines touch first ([`super::working_set`]), once that is known |
 //!
 //! A template is made in a directory of another name, by whoever holds the lock of its key, and gets its own name when it is whole:
 //! a half-written one can't be found. Nobody writes to one later. The memory's checksum is only looked at when somebody asks
@@ -29,6 +30,7 @@ use nix::{
     sys::statfs::{TMPFS_MAGIC, fstatfs},
     unistd::{Whence, lseek64},
 };
+use sealock_protocol::control::WorkingSet;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -44,12 +46,16 @@ const MAX_TEMPLATES: usize = 8;
 /// How long nobody tries again what has failed.
 const FAILURE_HOLDS: Duration = Duration::from_secs(600);
 
+/// The largest `working-set`, in bytes.
+const MAX_WORKING_SET: u64 = 96 * 1024;
+
 /// The largest `about`, in bytes.
 const MAX_ABOUT: u64 = 4096;
 
 const STATE: &str = "state";
 const MEMORY: &str = "memory";
 const ABOUT: &str = "about";
+const WORKING_SET: &str = "working-set";
 
 /// Why templates can't be kept or used.
 #[derive(Debug, thiserror::Error)]
@@ -199,7 +205,42 @@ impl Store {
             order: known.order,
             state,
             memory,
+            working_set: self.working_set(key),
         }))
+    }
+
+    /// What restored machines touch first, as the first one of them has shown.
+    fn working_set(&self, key: &Key) -> Option<WorkingSet> {
+        let file = open(&self.place(key).join(WORKING_SET)).ok()?;
+        let mut text = Vec::new();
+        file.take(MAX_WORKING_SET).read_to_end(&mut text).ok()?;
+        let set: WorkingSet = serde_json::from_slice(&text).ok()?;
+        set.is_bounded().then_some(set)
+    }
+
+    /// Keeps what a restored machine has touched, for the next ones.
+    ///
+    /// # Errors
+    /// The template is gone, or the file system refuses.
+    pub fn keep_working_set(&self, key: &Key, set: &WorkingSet) -> Result<(), Error> {
+        let path = self.place(key).join(WORKING_SET);
+        let new = self
+            .place(key)
+            .join(format!("{WORKING_SET}.{}", std::process::id()));
+        // Numbers.
+        let text = serde_json::to_vec(set).unwrap_or_default();
+        fs::write(&new, text)
+            .and_then(|()| fs::rename(&new, &path))
+            .map_err(file_error("write", &path))
+    }
+
+    /// The memory of a template.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn memory(&self, key: &Key) -> Result<File, Error> {
+        let path = self.place(key).join(MEMORY);
+        open(&path).map_err(file_error("open", &path))
     }
 
     /// Why the template could not be made, if that is not long ago.

@@ -10,8 +10,13 @@ use std::{
     os::{fd::AsRawFd, unix::fs::FileExt},
 };
 
+use kvm_bindings::kvm_pre_fault_memory;
+use kvm_ioctls::VcpuFd;
+use sealock_protocol::control::WorkingSet;
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
+
+use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 
 use super::Mismatch;
 
@@ -154,6 +159,72 @@ pub fn map(
         base = end;
     }
     Ok(())
+}
+
+/// Has the pages at hand that a restored machine is going to touch, in the process and in KVM, as far as the kernel can do that: what
+/// it can't comes when the guest runs into it.
+pub fn warm(memory: &GuestMemoryMmap, regions: usize, vcpu: &VcpuFd, set: &WorkingSet) {
+    if !set.is_bounded() {
+        return;
+    }
+    // Linux 6.10 and later map pages into the guest without an exit.
+    let mut can_map = true;
+    for (ranges, advice) in [
+        (&set.written, libc::MADV_POPULATE_WRITE),
+        (&set.read, libc::MADV_POPULATE_READ),
+    ] {
+        for &(first, count) in ranges {
+            let (offset, length) = (u64::from(first) * PAGE, u64::from(count) * PAGE);
+            let Some((host, guest)) = locate(memory, regions, offset, length) else {
+                continue;
+            };
+            // SAFETY: the range lies within one region of the guest's memory, whose contents this doesn't change. At most
+            // MAX_WORKING_PAGES pages.
+            unsafe { libc::madvise(host.cast(), length as usize, advice) };
+            can_map = can_map && pre_fault(vcpu, guest, length);
+        }
+    }
+}
+
+/// Where a range of the file is in the process and in the guest, if it lies within one region.
+fn locate(memory: &GuestMemoryMmap, regions: usize, offset: u64, length: u64) -> Option<(*mut u8, u64)> {
+    let mut base = 0;
+    for region in memory.iter().take(regions) {
+        let end = base + region.len();
+        if (base..end).contains(&offset) {
+            let within = offset - base;
+            let fits = within.checked_add(length)? <= region.len();
+            let host = region.get_host_address(MemoryRegionAddress(within)).ok()?;
+            return fits.then_some((host, region.start_addr().0 + within));
+        }
+        base = end;
+    }
+    None
+}
+
+mod request {
+    use kvm_bindings::{KVMIO, kvm_pre_fault_memory};
+    use vmm_sys_util::ioctl_iowr_nr;
+
+    ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
+}
+
+/// Returns whether the kernel can do it.
+fn pre_fault(vcpu: &VcpuFd, guest: u64, length: u64) -> bool {
+    let mut range = kvm_pre_fault_memory {
+        gpa: guest,
+        size: length,
+        ..Default::default()
+    };
+    while range.size > 0 {
+        let before = range.size;
+        // SAFETY: KVM reads and writes the structure, which outlives the call.
+        let result = unsafe { ioctl_with_mut_ref(vcpu, request::KVM_PRE_FAULT_MEMORY(), &mut range) };
+        if result != 0 || range.size >= before {
+            return result == 0;
+        }
+    }
+    true
 }
 
 /// Ascending, not touching each other, whole pages, within the file.
