@@ -222,7 +222,7 @@ impl Config {
             uid_count: at_least("uid_count", written.uid_count, 65_536, 1, 1 << 20)?,
             state_dir: path("state_dir", written.state_dir, PathBuf::from(DEFAULT_STATE_DIR))?,
             vhost_net: written.vhost_net != Some(VhostNet::Off),
-            templates: written.templates.unwrap_or(Scope::Off),
+            templates: written.templates.unwrap_or(Scope::Node),
             log_level: written.log_level.unwrap_or(LogLevel::Info),
         })
     }

@@ -4,7 +4,10 @@
 use sealock_protocol::control::memory_step_mib;
 use serde_json::Value;
 
-use crate::config::{Config, MAX_VCPUS, MIN_MEMORY_MIB};
+use crate::{
+    config::{Config, MAX_VCPUS, MIN_MEMORY_MIB},
+    template::Scope,
+};
 
 /// What the guest's kernel and the agent need beside the containers' own limit, in MiB.
 const OVERHEAD_MIB: u64 = 96;
@@ -133,8 +136,15 @@ impl Size {
         for bytes in [limits.memory, number(spec, CRI_MEMORY)].into_iter().flatten() {
             memory = memory.max((bytes.div_ceil(MIB) + OVERHEAD_MIB).min(most_memory));
         }
+        // What it is going to need. One that can grow starts as all do, so that one template fits them all, and grows when its
+        // containers are created.
+        let mut needed = 0;
+        if config.templates() != Scope::Off && config.max_memory_mib() > 0 {
+            needed = std::mem::replace(&mut memory, config.memory_mib().into());
+        }
         if let Some(asked) = asked(spec, ANNOTATION_MEMORY, MIN_MEMORY_MIB.into(), most_memory)? {
             memory = asked;
+            needed = 0;
         }
         let mut max_memory = match config.max_memory_mib() {
             0 => memory,
@@ -154,7 +164,8 @@ impl Size {
         let mib = |amount: u64| u32::try_from(amount).unwrap_or(u32::MAX);
         // It grows in whole steps.
         let step = u64::from(memory_step_mib(mib(memory)));
-        let max_memory = memory + (max_memory - memory) / step * step;
+        let steps = ((max_memory - memory) / step).max(needed.saturating_sub(memory).div_ceil(step));
+        let max_memory = memory + steps * step;
         Ok(Self {
             vcpus: vcpus(vcpus_now),
             max_vcpus: vcpus(max_vcpus),
@@ -296,6 +307,26 @@ mod tests {
         assert_eq!(of("", bounded), (8, 640), "in whole steps");
         let error = size(json!({"annotations": {"io.sealock.max-memory-mib": "100"}})).unwrap_err();
         assert!(error.to_string().contains("from 512 to 16384"), "{error}");
+    }
+
+    #[test]
+    fn machines_that_can_grow_start_alike_where_there_are_templates() {
+        let of = |text: &str, mib: u64| {
+            let config = Config::parse(text, Path::new("/c"), Path::new("/usr")).unwrap();
+            let spec = json!({"linux": {"resources": {"memory": {"limit": mib << 20}}}});
+            let size = Size::of(&spec, &config, HOST).unwrap();
+            (size.memory_mib, size.max_memory_mib)
+        };
+        let grows = "templates = \"node\"\nmax_memory_mib = 4096";
+        assert_eq!(of(grows, 0), (512, 4096));
+        assert_eq!(of(grows, 1024), (512, 4096));
+        assert_eq!(
+            of(grows, 4096),
+            (512, 4224),
+            "as much as it needs, in whole steps"
+        );
+        assert_eq!(of("templates = \"node\"", 1024), (1120, 1120));
+        assert_eq!(of("max_memory_mib = 4096", 1024), (1120, 4064));
     }
 
     #[test]
