@@ -24,7 +24,7 @@ mod undelivered;
 mod volume_copy;
 mod volumes;
 
-use std::{convert::Infallible, io, os::fd::OwnedFd, sync::Arc};
+use std::{convert::Infallible, fs, io, os::fd::OwnedFd, sync::Arc};
 
 use futures::stream;
 use sealock_protocol::{agent::create_agent, seqpacket::SeqPacket};
@@ -36,6 +36,10 @@ use crate::init::{log, power_off};
 
 /// Serves the host on a stream on which the hello has been said, then powers the guest off.
 pub fn run(host: OwnedFd, init: SeqPacket) -> ! {
+    // When memory runs out it is containers that have to go. They are init's children and don't inherit this.
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
+        log(&format!("keeping the server from being killed: {error}"));
+    }
     let Err(error) = serve(host, init);
     log(&format!("serving the host: {error}"));
     power_off()

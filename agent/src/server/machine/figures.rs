@@ -13,6 +13,8 @@ pub struct Total {
     pub total_kib: u64,
     /// What is free.
     pub free_kib: u64,
+    /// What is free or could be made so.
+    pub available_kib: u64,
 }
 
 impl Total {
@@ -22,6 +24,7 @@ impl Total {
         Ok(Self {
             total_kib: figure(&text, "MemTotal:"),
             free_kib: figure(&text, "MemFree:"),
+            available_kib: figure(&text, "MemAvailable:"),
         })
     }
 }

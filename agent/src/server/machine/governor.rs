@@ -5,8 +5,15 @@
 //! down, the more the further, and the kernel says so at once. The first, lower mark asks for memory, the second holds the
 //! containers up until it is there. Where the machine can grow no further the marks give way to a limit (`memory.max`), so that
 //! the kernel's choice whom to kill is among the containers.
+//!
+//! At that limit the kernel kills when nothing can be reclaimed. As long as programs run from files there is always something:
+//! the very pages that they execute, which are read again at once. Containers that have used up their memory and do nothing but
+//! wait for it are therefore at a standstill, and the largest process is killed.
 
-use std::{fs, io};
+use std::{
+    fs, io,
+    time::{Duration, Instant},
+};
 
 use super::figures::{Total, Usage};
 use crate::init::CGROUPS;
@@ -25,6 +32,12 @@ const STEP_MIB: u32 = 256;
 /// Memory that was given up and needed again at once, in KiB since the last time it was looked at, from which on there is too
 /// little for what containers do with files.
 const REFAULTS: u64 = 4 * MIB;
+
+/// How long containers may be at a standstill until one of them is ended for the others' sake.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Standstills further apart than this are not one. The kernel tells of one every second.
+const PAUSE: Duration = Duration::from_millis(2500);
 
 /// What containers may use together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +75,8 @@ pub struct Governor {
     boot: Total,
     total_kib: u64,
     refaulted_kib: u64,
+    /// The first and the last time that the kernel told of this standstill.
+    standstill: Option<(Instant, Instant)>,
 }
 
 impl Governor {
@@ -75,6 +90,7 @@ impl Governor {
             boot,
             total_kib: boot.total_kib,
             refaulted_kib: 0,
+            standstill: None,
         }
     }
 
@@ -143,7 +159,7 @@ impl Governor {
         if self.at_the_top() {
             return Marks {
                 high: None,
-                max: Some(self.usable() + RESERVE / 2),
+                max: Some(self.usable()),
             };
         }
         let asked = self.wanted_mib > self.online_mib();
@@ -172,6 +188,34 @@ impl Governor {
     }
 }
 
+impl Governor {
+    /// All that the containers did for half of a second was to wait for memory. Whether it is time to end one of them.
+    pub fn stood_still(&mut self, usage: Usage, available_kib: u64, now: Instant) -> bool {
+        // Memory will come; or a container has reached a limit of its own, and that is between it and the kernel.
+        let full = self
+            .marks()
+            .max
+            .is_some_and(|max| usage.current_kib >= max - max / 16 || available_kib <= self.total_kib / 8);
+        if !full {
+            self.standstill = None;
+            return false;
+        }
+        let first = match self.standstill {
+            Some((first, last)) if now.duration_since(last) <= PAUSE => first,
+            _ => now,
+        };
+        let over = now.duration_since(first) >= PATIENCE;
+        self.standstill = (!over).then_some((first, now));
+        over
+    }
+}
+
+/// Has the kernel kill the largest process, as it does when memory runs out: counted, and reported, as that.
+pub fn kill_largest() -> io::Result<()> {
+    // Documentation/admin-guide/sysrq.rst.
+    fs::write("/proc/sysrq-trigger", "f")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,6 +225,7 @@ mod tests {
         let boot = Total {
             total_kib: 50 * MIB,
             free_kib: 38 * MIB,
+            available_kib: 38 * MIB,
         };
         Governor::new(64, 1088, boot)
     }
@@ -287,10 +332,47 @@ mod tests {
     }
 
     #[test]
+    fn only_who_stands_still_at_the_bound_for_long_is_killed() {
+        let mut governor = governor();
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let enough = 40 * MIB;
+        for second in 0..20 {
+            assert!(!governor.stood_still(used(35), 0, after(second)), "it can grow");
+        }
+        governor.pressed(used(30), false);
+        governor.offered(64 + 128);
+        governor.total((50 + 128) * MIB);
+        let full = Usage {
+            current_kib: governor.marks().max.unwrap() - 100,
+            ..Usage::default()
+        };
+        for second in 20..40 {
+            assert!(
+                !governor.stood_still(used(60), enough, after(second)),
+                "there is memory"
+            );
+            assert!(
+                !governor.stood_still(full, enough, after(2 * second)),
+                "with pauses"
+            );
+            assert!(!governor.stood_still(used(60), enough, after(2 * second + 1)));
+        }
+        let mut kills = |usage, available, seconds: std::ops::Range<u64>| -> Vec<_> {
+            seconds
+                .filter(|&second| governor.stood_still(usage, available, after(second)))
+                .collect()
+        };
+        assert_eq!(kills(full, enough, 100..112), [105, 111]);
+        assert_eq!(kills(used(60), 5 * MIB, 200..206), [205]);
+    }
+
+    #[test]
     fn there_is_always_room_for_something() {
         let boot = Total {
             total_kib: 10 * MIB,
             free_kib: 0,
+            available_kib: 0,
         };
         let governor = Governor::new(64, 128, boot);
         assert_eq!(governor.marks().high, Some(7 * MIB));

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`processors`] | CPUs |
 //! | [`bounds`] | the kernel's own, which it derives from the memory at boot |
-//! | [`governor`] | when to ask for memory, and what containers may use until it is there |
+//! | [`governor`] | when to ask for memory, what containers may use until it is there, and who has to go when there is no more |
 //! | [`figures`] | what the kernel says of its memory |
 //! | [`watch`] | how it says that something has changed |
 
@@ -14,7 +14,7 @@ mod governor;
 mod processors;
 mod watch;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sealock_protocol::agent::CreateSandboxRequest;
 use tokio::{sync::watch as channel, task::spawn_blocking, time::timeout};
@@ -81,14 +81,14 @@ impl Machine {
         self.memory.offered.send_replace(now);
         self.memory.wanted.send_replace(now);
         self.memory.online.send_replace(now);
-        if request.max_memory_mib <= now {
-            return Ok(());
+        bounds::keep_few_pages_per_cpu();
+        let most = request.max_memory_mib.max(now);
+        if most > now {
+            bounds::raise(u64::from(most) << 20);
         }
-        bounds::raise(u64::from(request.max_memory_mib) << 20);
         let system = Error::system::<std::io::Error>;
         let total = Total::read().map_err(system("reading /proc/meminfo"))?;
-        let governor = Governor::new(now, request.max_memory_mib, total);
-        let watch = Watch::new().map_err(system("watching the guest's memory"))?;
+        let governor = Governor::new(now, most, total);
         governor::apply(governor.marks()).map_err(system("limiting the containers' memory"))?;
         let channels = (
             self.memory.offered.subscribe(),
@@ -96,7 +96,7 @@ impl Machine {
             self.memory.online.clone(),
         );
         tokio::spawn(async move {
-            if let Err(error) = govern(governor, watch, channels).await {
+            if let Err(error) = govern(governor, channels).await {
                 log(&format!("watching the guest's memory: {error}"));
                 // Nobody asks for more any longer: what there is may be used.
                 if let Err(error) = governor::apply(governor::Marks::NONE) {
@@ -159,9 +159,9 @@ impl Machine {
 /// Keeps the governor informed, and does what it says.
 async fn govern(
     mut governor: Governor,
-    mut watch: Watch,
     (mut offered, wanted, online): (channel::Receiver<u32>, channel::Sender<u32>, channel::Sender<u32>),
 ) -> std::io::Result<()> {
+    let mut watch = Watch::new()?;
     let mut applied = governor.marks();
     loop {
         let event = tokio::select! {
@@ -170,10 +170,17 @@ async fn govern(
             _ = offered.changed() => watch::Event::Offer,
             () = tokio::time::sleep(ONLINE_DEADLINE), if governor.waits_for_memory() => watch::Event::Overdue,
         };
-        governor.total(Total::read()?.total_kib);
+        let total = Total::read()?;
+        governor.total(total.total_kib);
         match event {
             watch::Event::High | watch::Event::Stall => {
                 governor.pressed(figures::Usage::read()?, event == watch::Event::Stall);
+            }
+            watch::Event::Standstill => {
+                if governor.stood_still(figures::Usage::read()?, total.available_kib, Instant::now()) {
+                    log("the containers have used up the machine's memory: ending the largest process");
+                    governor::kill_largest()?;
+                }
             }
             watch::Event::Overdue => {
                 governor.give_up();

@@ -20,6 +20,9 @@ use crate::init::CGROUPS;
 /// Tells when tasks have waited for memory for 100 ms of one second (Linux' `Documentation/accounting/psi.rst`).
 const STALLS: &[u8] = b"some 100000 1000000\0";
 
+/// Tells when for half of a second all that the containers did was to wait for memory.
+const STANDSTILLS: &[u8] = b"full 500000 1000000\0";
+
 /// The kernel's own events, not those that udev passes on.
 const KERNEL_EVENTS: u32 = 1;
 
@@ -30,6 +33,8 @@ pub enum Event {
     High,
     /// They wait for memory for a good part of their time.
     Stall,
+    /// For half of the last second they did nothing else.
+    Standstill,
     /// Memory has come online, perhaps.
     Memory,
     /// The host has offered memory.
@@ -45,6 +50,7 @@ pub struct Watch {
     events: AsyncFd<File>,
     high: u64,
     stalls: AsyncFd<File>,
+    standstills: AsyncFd<File>,
     kernel: AsyncFd<OwnedFd>,
 }
 
@@ -53,11 +59,8 @@ impl Watch {
     pub fn new() -> io::Result<Self> {
         let events = File::open(format!("{CGROUPS}/memory.events"))?;
         let high = crossings(&events)?;
-        let mut stalls = File::options()
-            .read(true)
-            .write(true)
-            .open("/proc/pressure/memory")?;
-        stalls.write_all(STALLS)?;
+        let stalls = pressure("/proc/pressure/memory", STALLS)?;
+        let standstills = pressure(&format!("{CGROUPS}/memory.pressure"), STANDSTILLS)?;
         let kernel = socket(
             AddressFamily::Netlink,
             SockType::Datagram,
@@ -66,10 +69,11 @@ impl Watch {
         )?;
         bind(kernel.as_raw_fd(), &NetlinkAddr::new(0, KERNEL_EVENTS))?;
         // SAFETY: each is the `AsyncFd`'s own, and stays open and the same for as long as it is watched.
-        let (events, stalls, kernel) = unsafe {
+        let (events, stalls, standstills, kernel) = unsafe {
             (
                 AsyncFd::register_with_interest(events, Interest::PRIORITY)?,
                 AsyncFd::register_with_interest(stalls, Interest::PRIORITY)?,
+                AsyncFd::register_with_interest(standstills, Interest::PRIORITY)?,
                 AsyncFd::register_with_interest(kernel, Interest::READABLE)?,
             )
         };
@@ -77,6 +81,7 @@ impl Watch {
             events,
             high,
             stalls,
+            standstills,
             kernel,
         })
     }
@@ -97,6 +102,10 @@ impl Watch {
                     ready?.clear_ready();
                     return Ok(Event::Stall);
                 }
+                ready = self.standstills.ready(Interest::PRIORITY) => {
+                    ready?.clear_ready();
+                    return Ok(Event::Standstill);
+                }
                 ready = self.kernel.ready(Interest::READABLE) => {
                     let mut ready = ready?;
                     let mut buffer = [0; 4096];
@@ -112,6 +121,13 @@ impl Watch {
             }
         }
     }
+}
+
+/// A file of pressure stall information that tells what `trigger` names.
+fn pressure(path: &str, trigger: &[u8]) -> io::Result<File> {
+    let mut file = File::options().read(true).write(true).open(path)?;
+    file.write_all(trigger)?;
+    Ok(file)
 }
 
 /// How often the containers have crossed their mark.
