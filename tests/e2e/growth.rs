@@ -88,6 +88,38 @@ fn a_program_that_takes_a_gibibyte_as_fast_as_it_can_gets_it() {
 }
 
 #[test]
+fn a_machine_that_may_grow_no_further_kills_who_takes_too_much_and_goes_on() {
+    let host = Host::take();
+    let script = format!("/usr/bin/python3 -c \"{}\"; echo $?", hold(512));
+    let fixed = ["--annotation", "io.sealock.memory-mib=128"];
+    let growing = [
+        SMALL[0],
+        SMALL[1],
+        "--annotation",
+        "io.sealock.max-memory-mib=192",
+    ];
+    for size in [&fixed[..], &growing[..]] {
+        let output = Run::rootfs(Runtime::Sealock, MINBASE, &["/bin/sh", "-c", &script])
+            .flag(size)
+            .output();
+        assert!(output.status.success(), "{}", story(&output));
+        assert!(text(&output.stdout).trim().ends_with("137"), "{}", story(&output));
+    }
+    host.assert_clean();
+}
+
+#[test]
+fn a_thousand_processes_at_once_make_a_small_machine_grow() {
+    let host = Host::take();
+    let script = "p='echo through'; for i in $(seq 1000); do p=\"$p | cat\"; done; eval \"$p\"";
+    let output = Run::busybox(Runtime::Sealock, &["sh", "-c", script])
+        .flag(&SMALL)
+        .output();
+    assert_eq!(text(&output.stdout), "through\n", "{}", story(&output));
+    host.assert_clean();
+}
+
+#[test]
 fn a_container_over_its_own_limit_is_killed_whatever_its_machine_could_become() {
     let host = Host::take();
     let limit = (64 << 20).to_string();

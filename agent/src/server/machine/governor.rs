@@ -106,9 +106,10 @@ impl Governor {
         self.wanted_mib = self.wanted_mib.max(mib).min(self.max_mib.max(mib));
     }
 
-    /// The kernel has so much.
+    /// The kernel has so much. What has come has been offered: of the last of it the host may not say so.
     pub fn total(&mut self, kib: u64) {
         self.total_kib = kib.max(self.boot.total_kib);
+        self.offered_mib = self.offered_mib.max(self.online_mib().min(self.max_mib));
     }
 
     /// What is online of what the host offers, as the host counts.
@@ -182,7 +183,7 @@ impl Governor {
         let needed = usage.current_kib.saturating_sub(usage.reclaimable_kib);
         // Copies of files alone are no reason, unless they are in use.
         if needed >= self.low_mark() / 4 * 3 || stalled && refaulted >= REFAULTS {
-            let step = STEP_MIB.max(self.offered_mib / 2);
+            let step = STEP_MIB.max(self.offered_mib / 4);
             self.wanted_mib = self.offered_mib.saturating_add(step).min(self.max_mib);
         }
     }
@@ -277,6 +278,20 @@ mod tests {
         assert!(max < (50 + 1024 - 12) * MIB && max > 1000 * MIB, "{max}");
         governor.pressed(used(10_000), true);
         assert_eq!(governor.wanted_mib(), 1088);
+    }
+
+    #[test]
+    fn a_machine_is_at_its_largest_when_all_has_come_whether_the_host_says_so_or_not() {
+        let boot = Total {
+            total_kib: 50 * MIB,
+            free_kib: 38 * MIB,
+            available_kib: 38 * MIB,
+        };
+        let mut governor = Governor::new(64, 192, boot);
+        governor.pressed(used(30), false);
+        assert_eq!(governor.wanted_mib(), 192);
+        governor.total((50 + 128) * MIB);
+        assert!(governor.marks().high.is_none() && governor.marks().max.is_some());
     }
 
     #[test]
