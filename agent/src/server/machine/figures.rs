@@ -38,16 +38,22 @@ pub struct Usage {
     pub reclaimable_kib: u64,
     /// How much of what it did do without it needed again at once, in KiB, since the start.
     pub refaulted_kib: u64,
+    /// How many of their processes have been killed for want of memory.
+    pub oom_kills: u64,
 }
 
 impl Usage {
     /// As of now.
     pub fn read() -> io::Result<Self> {
         let read = |file: &str| fs::read_to_string(format!("{CGROUPS}/{file}"));
-        Ok(Self::parse(&read("memory.current")?, &read("memory.stat")?))
+        Ok(Self::parse(
+            &read("memory.current")?,
+            &read("memory.stat")?,
+            &read("memory.events")?,
+        ))
     }
 
-    fn parse(current: &str, stat: &str) -> Self {
+    fn parse(current: &str, stat: &str, events: &str) -> Self {
         let kib = |key| figure(stat, key) / 1024;
         Self {
             current_kib: current.trim().parse::<u64>().unwrap_or(0) / 1024,
@@ -56,6 +62,7 @@ impl Usage {
                 .iter()
                 .sum(),
             refaulted_kib: figure(stat, "workingset_activate_file").saturating_mul(PAGE) / 1024,
+            oom_kills: figure(events, "oom_kill"),
         }
     }
 }
@@ -89,11 +96,12 @@ mod tests {
         let stat = "anon 1048576\nfile 12345678\nshmem 2097152\ninactive_anon 3145728\nactive_anon 0\n\
                     inactive_file 1048576\nactive_file 524288\nslab_reclaimable 524288\nworkingset_activate_file 3\n";
         assert_eq!(
-            Usage::parse("5242880\n", stat),
+            Usage::parse("5242880\n", stat, "oom 9\noom_kill 2\n"),
             Usage {
                 current_kib: 5120,
                 reclaimable_kib: 2048,
                 refaulted_kib: 12,
+                oom_kills: 2,
             }
         );
     }

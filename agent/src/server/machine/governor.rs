@@ -77,6 +77,7 @@ pub struct Governor {
     refaulted_kib: u64,
     /// The first and the last time that the kernel told of this standstill.
     standstill: Option<(Instant, Instant)>,
+    oom_kills: u64,
 }
 
 impl Governor {
@@ -91,6 +92,7 @@ impl Governor {
             total_kib: boot.total_kib,
             refaulted_kib: 0,
             standstill: None,
+            oom_kills: 0,
         }
     }
 
@@ -197,7 +199,9 @@ impl Governor {
             .marks()
             .max
             .is_some_and(|max| usage.current_kib >= max - max / 16 || available_kib <= self.total_kib / 8);
-        if !full {
+        // Whoever has just been killed may still be giving back what it had.
+        let killed = std::mem::replace(&mut self.oom_kills, usage.oom_kills) != usage.oom_kills;
+        if !full || killed {
             self.standstill = None;
             return false;
         }
@@ -322,7 +326,7 @@ mod tests {
         let mut files = Usage {
             current_kib: 26 * MIB,
             reclaimable_kib: 20 * MIB,
-            refaulted_kib: 0,
+            ..Usage::default()
         };
         governor.pressed(files, false);
         governor.pressed(files, true);
@@ -380,6 +384,10 @@ mod tests {
         };
         assert_eq!(kills(full, enough, 100..112), [105, 111]);
         assert_eq!(kills(used(60), 5 * MIB, 200..206), [205]);
+        let after_a_kill = Usage { oom_kills: 1, ..full };
+        assert!(kills(full, enough, 300..303).is_empty());
+        assert!(kills(after_a_kill, enough, 303..309).is_empty());
+        assert_eq!(kills(after_a_kill, enough, 309..310), [309]);
     }
 
     #[test]
