@@ -20,9 +20,9 @@ const ALWAYS: &[&str] = &[
     "percpu_alloc=page",
     // What is plugged is used, for anything.
     "memhp_default_state=online",
-    // What is free goes back to the host in pieces of 128 KiB: the kernel reports none unless 32 of them are free beyond its own
+    // What is free goes back to the host in pieces of 256 KiB: the kernel reports none unless 32 of them are free beyond its own
     // reserve, and with the usual 2 MiB a small machine would keep all that it ever used.
-    "page_reporting.page_reporting_order=5",
+    "page_reporting.page_reporting_order=6",
     // Mounts, cgroups and namespaces wait for grace periods: asking the few CPUs is quicker than waiting.
     "rcupdate.rcu_expedited=1",
     // A paused guest, or one that the host has no time for, is not stalled.

@@ -185,7 +185,7 @@ impl Governor {
         let needed = usage.current_kib.saturating_sub(usage.reclaimable_kib);
         // Copies of files alone are no reason, unless they are in use.
         if needed >= self.low_mark() / 4 * 3 || stalled && refaulted >= REFAULTS {
-            let step = STEP_MIB.max(self.offered_mib / 4);
+            let step = STEP_MIB.max(self.offered_mib / 2);
             self.wanted_mib = self.offered_mib.saturating_add(step).min(self.max_mib);
         }
     }
