@@ -109,6 +109,17 @@ fn a_machine_that_may_grow_no_further_kills_who_takes_too_much_and_goes_on() {
 }
 
 #[test]
+fn a_thousand_processes_at_once_make_a_small_machine_grow() {
+    let host = Host::take();
+    let script = "p='echo through'; for i in $(seq 1000); do p=\"$p | cat\"; done; eval \"$p\"";
+    let output = Run::busybox(Runtime::Sealock, &["sh", "-c", script])
+        .flag(&SMALL)
+        .output();
+    assert_eq!(text(&output.stdout), "through\n", "{}", story(&output));
+    host.assert_clean();
+}
+
+#[test]
 fn a_container_over_its_own_limit_is_killed_whatever_its_machine_could_become() {
     let host = Host::take();
     let limit = (64 << 20).to_string();
