@@ -40,7 +40,8 @@ fn run() -> Result<(), Box<dyn Error>> {
         return Err("usage: sealock-fsd SHARE, with the relay socket as standard input".into());
     };
     let socket = relay_socket()?;
-    // A heap for each thread would cost more memory than four threads contend for.
+    // A heap for each thread would cost more memory than four threads contend for; and for those the C library looks into files of the
+    // host's, when it likes.
     // SAFETY: no memory is involved.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     let proc_fds = jail::enter(&PathBuf::from(share))?;

@@ -148,7 +148,7 @@ pub fn number(name: &str) -> libc::c_long {
         mmap SYS_mmap mprotect SYS_mprotect mremap SYS_mremap munmap SYS_munmap
         newfstatat SYS_newfstatat openat SYS_openat poll SYS_poll prctl SYS_prctl
         preadv2 SYS_preadv2 pwrite64 SYS_pwrite64 pwritev2 SYS_pwritev2 read SYS_read
-        readlinkat SYS_readlinkat readv SYS_readv recvmsg SYS_recvmsg renameat2 SYS_renameat2
+        readlinkat SYS_readlinkat readv SYS_readv recvmsg SYS_recvmsg renameat SYS_renameat renameat2 SYS_renameat2
         restart_syscall SYS_restart_syscall rseq SYS_rseq rt_sigaction SYS_rt_sigaction rt_sigprocmask SYS_rt_sigprocmask
         rt_sigreturn SYS_rt_sigreturn sched_getaffinity SYS_sched_getaffinity seccomp SYS_seccomp sendmsg SYS_sendmsg
         set_robust_list SYS_set_robust_list setresgid SYS_setresgid setresuid SYS_setresuid shutdown SYS_shutdown

@@ -278,9 +278,9 @@ pub fn destroy(path: &Path) -> io::Result<()> {
         if let Some(network) = &record.network {
             network::clean_up(network).map_err(io::Error::other)?;
         }
-        if let Some(state_dir) = path.parent().and_then(Path::parent) {
-            Uid::release(state_dir, record.uid);
-        }
+    }
+    if let Some(state_dir) = path.parent().and_then(Path::parent) {
+        Uid::release_all(state_dir);
     }
     match fs::read(path.join(CGROUP)) {
         Ok(cgroup) if !cgroup.is_empty() => cgroup::remove_left(Path::new(OsStr::from_bytes(&cgroup)))?,
@@ -344,15 +344,21 @@ impl Uid {
         Err(Error::NoUser(count))
     }
 
-    /// Removes what marks a user as taken, if nobody has it.
-    fn release(state_dir: &Path, uid: u32) {
-        let path = state_dir.join(".uids").join(uid.to_string());
-        if let Ok(Some(lock)) = lock(&path) {
-            drop(Self {
-                uid,
-                path,
-                _lock: lock,
-            });
+    /// Removes what marks users as taken that nobody has: a supervisor that crashed early has not written down which was its own.
+    fn release_all(state_dir: &Path) {
+        for entry in fs::read_dir(state_dir.join(".uids"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let uid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            if let (Some(uid), Ok(Some(lock))) = (uid, lock(&entry.path())) {
+                drop(Self {
+                    uid,
+                    path: entry.path(),
+                    _lock: lock,
+                });
+            }
         }
     }
 

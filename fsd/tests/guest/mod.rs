@@ -11,7 +11,10 @@ use std::{
 };
 
 use sealock_fsd::{identity, jail, server::FileServer, share::Share};
-use sealock_protocol::{relay::MAX_MESSAGE, seqpacket::SeqPacket};
+use sealock_protocol::{
+    relay::MAX_MESSAGE,
+    seqpacket::{Error, SeqPacket},
+};
 use tempfile::TempDir;
 
 pub const ROOT: u64 = 1;
@@ -118,6 +121,10 @@ impl Guest {
     }
 
     pub fn send(&mut self, opcode: u32, node: u64, arguments: &[&[u8]]) {
+        self.try_send(opcode, node, arguments).unwrap();
+    }
+
+    pub fn try_send(&mut self, opcode: u32, node: u64, arguments: &[&[u8]]) -> Result<(), Error> {
         self.unique += 2;
         let length = 40 + arguments.iter().map(|part| part.len()).sum::<usize>();
         let mut message = Vec::new();
@@ -131,7 +138,7 @@ impl Guest {
         for part in arguments {
             message.extend(*part);
         }
-        self.socket.as_ref().unwrap().send(&message, &[]).unwrap();
+        self.socket.as_ref().unwrap().send(&message, &[])
     }
 
     pub fn receive(&self) -> Answer {
