@@ -64,15 +64,20 @@ impl PodFiles {
                 "options": ["rbind", "rprivate", if read_only { "ro" } else { "rw" }],
             }));
         }
-        for mount in mounts {
-            if is_at(mount, "/dev/shm") && is_empty_shm(mount) {
-                *mount = json!({
-                    "destination": "/dev/shm",
-                    "type": "sealock-tmpfs",
-                    "source": "shm",
-                    "options": ["nosuid", "nodev", "noexec", "mode=1777", SHM_SIZE],
-                });
-            }
+        for mount in mounts.iter_mut().filter(|mount| is_at(mount, "/dev/shm")) {
+            let options = match mount.get("type").and_then(Value::as_str) {
+                Some("tmpfs") => mount.get("options").cloned(),
+                Some("bind") if is_empty_shm(mount) => {
+                    Some(json!(["nosuid", "nodev", "noexec", "mode=1777", SHM_SIZE]))
+                }
+                _ => continue,
+            };
+            *mount = json!({
+                "destination": "/dev/shm",
+                "type": "sealock-tmpfs",
+                "source": "shm",
+                "options": options.unwrap_or_else(|| json!([])),
+            });
         }
     }
 }
@@ -87,8 +92,7 @@ fn is_at(mount: &Value, destination: &str) -> bool {
 /// Whether it is the place in which an engine would have mounted the pod's shared memory, and has not.
 fn is_empty_shm(mount: &Value) -> bool {
     let source = mount.get("source").and_then(Value::as_str).unwrap_or_default();
-    mount.get("type").and_then(Value::as_str) == Some("bind")
-        && Path::new(source).ends_with("shm")
+    Path::new(source).ends_with("shm")
         && source != "/dev/shm"
         && fs::read_dir(source).is_ok_and(|mut entries| entries.next().is_none())
 }
@@ -96,6 +100,24 @@ fn is_empty_shm(mount: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shared_memory_is_the_pods_and_not_each_containers() {
+        let files = PodFiles(Vec::new());
+        let options = json!(["nosuid", "mode=1777", "size=65536k"]);
+        let mut spec = json!({
+            "mounts": [{"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": options}],
+        });
+        files.add_to(&mut spec);
+        assert_eq!(
+            spec["mounts"][0],
+            json!({"destination": "/dev/shm", "type": "sealock-tmpfs", "source": "shm", "options": options})
+        );
+        let elsewhere = json!({"mounts": [{"destination": "/dev/shm", "type": "bind", "source": "/data"}]});
+        let mut spec = elsewhere.clone();
+        files.add_to(&mut spec);
+        assert_eq!(spec, elsewhere);
+    }
 
     #[test]
     fn containers_get_what_they_do_not_have() {
