@@ -326,7 +326,10 @@ mod tests {
             "as much as it needs, in whole steps"
         );
         assert_eq!(of("templates = \"node\"", 1024), (1120, 1120));
-        assert_eq!(of("max_memory_mib = 4096", 1024), (1120, 4064));
+        assert_eq!(
+            of("templates = \"off\"\nmax_memory_mib = 4096", 1024),
+            (1120, 4064)
+        );
     }
 
     #[test]

@@ -345,7 +345,7 @@ impl Uid {
     }
 
     /// Removes what marks users as taken that nobody has: a supervisor that crashed early has not written down which was its own.
-    fn release_all(state_dir: &Path) {
+    pub(crate) fn release_all(state_dir: &Path) {
         for entry in fs::read_dir(state_dir.join(".uids"))
             .into_iter()
             .flatten()

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 pub struct Footprint {
     /// Proportional set size: pages shared with others count by share.
     pub pss: u64,
-    /// The part of it in mappings of at least [`GUEST_MAPPING`].
+    /// The part of it in mappings of at least [`GUEST_MAPPING`], or of a template, which is mapped in pieces.
     pub pss_of_guest: u64,
 }
 
@@ -25,14 +25,16 @@ pub fn footprint(pid: u32) -> Result<Footprint> {
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     let mut sum = Footprint::default();
     let mut size = 0;
+    let mut template = false;
     for line in text.lines() {
         let mut words = line.split_ascii_whitespace();
         match words.next() {
+            Some(range) if range.contains('-') => template = line.contains("/.templates/"),
             Some("Size:") => size = kib(words.next())?,
             Some("Pss:") => {
                 let pss = kib(words.next())?;
                 sum.pss += pss;
-                if size >= GUEST_MAPPING {
+                if size >= GUEST_MAPPING || template {
                     sum.pss_of_guest += pss;
                 }
             }

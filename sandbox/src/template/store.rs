@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{Key, Opened, Order};
-use crate::cleanup;
+use crate::{cleanup, state::Uid};
 
 /// The version of [`About`].
 const VERSION: u32 = 1;
@@ -279,6 +279,9 @@ impl Store {
         let path = self.0.join(format!(".{key}.new"));
         let lock = lock(&self.0.join(format!(".{key}.lock")))?;
         // What whoever held the lock before has left when it was killed.
+        if let Some(state_dir) = self.0.parent().filter(|_| path.exists()) {
+            Uid::release_all(state_dir);
+        }
         cleanup::remove_tree(&path).map_err(file_error("remove", &path))?;
         DirBuilder::new()
             .mode(0o700)

@@ -95,12 +95,19 @@ fn what_a_killed_maker_has_left_is_in_nobodys_way() {
     let mut new = store.begin(&key('a')).unwrap();
     let (mut state, _) = new.create_files().unwrap();
     state.write_all(b"half a sta").unwrap();
+    let uid = Uid::take(&directory.0, 70_000..70_010).unwrap();
+    let marks = || fs::read_dir(directory.0.join(".uids")).unwrap().count();
+    assert_eq!(marks(), 1);
+    // A process that is killed lets the lock go, and leaves the file.
+    let left = directory.0.join(".uids").join(uid.get().to_string());
+    drop(uid);
+    fs::write(left, "").unwrap();
     // As if it had been killed: the lock is let go, the files stay.
     new.path = PathBuf::from("/nonexistent");
     drop(new);
     assert!(store.open(&key('a')).unwrap().is_none());
     assert_eq!(store.remove_all().unwrap(), 0);
-    assert_eq!(directory.files(), Vec::<String>::new());
+    assert_eq!((directory.files(), marks()), (Vec::new(), 0));
     make(&store, &key('a'));
     assert!(store.open(&key('a')).unwrap().is_some());
 }
