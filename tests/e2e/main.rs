@@ -14,6 +14,7 @@ mod growth;
 mod hooks;
 mod isolation;
 mod jail;
+mod kills;
 mod lifecycle;
 mod many;
 mod network;
