@@ -114,8 +114,8 @@ fn clones_differ_in_what_is_random_and_know_who_they_are() {
         assert_eq!(lines[3], name);
         seen.push(lines);
     }
-    for place in 0..4 {
-        assert_ne!(seen[0][place], seen[1][place]);
+    for (one, other) in seen[0].iter().zip(&seen[1]).take(4) {
+        assert_ne!(one, other);
     }
     host.assert_clean();
 }
@@ -165,7 +165,8 @@ fn a_restored_pods_wall_clock_is_right_within_a_millisecond_and_no_clock_goes_ba
 fn a_damaged_half_written_or_foreign_template_is_ignored_with_a_warning() {
     let host = Host::take();
     let _templates = Templates::on();
-    let damages: [(&str, fn(PathBuf)); 3] = [
+    type Damage = fn(PathBuf);
+    let damages: [(&str, Damage); 3] = [
         ("written to since", |path| {
             let memory = path.join("memory");
             fs::set_permissions(&memory, fs::Permissions::from_mode(0o600)).unwrap();
