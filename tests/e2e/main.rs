@@ -30,8 +30,13 @@ mod terminal;
 mod volumes;
 
 use std::{
-    process::Output,
-    sync::{Mutex, MutexGuard, Once, PoisonError},
+    process::{Command, Output},
+    sync::{
+        Mutex, MutexGuard, Once, PoisonError,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    thread,
+    time::Duration,
 };
 
 use sealock_tests::{cni, ctr, host::Leavings};
@@ -39,7 +44,43 @@ use sealock_tests::{cni, ctr, host::Leavings};
 /// A test's hold on the host: alone while it lasts, and what it made is gone when it ends well.
 struct Host {
     before: Leavings,
+    _deadline: Deadline,
     _alone: MutexGuard<'static, ()>,
+}
+
+/// Ends the whole program when a test takes so long that it will never end, and says what there is on the host then.
+/// Dropped, it lets the test be.
+struct Deadline(#[expect(dead_code, reason = "what matters is its end")] Sender<()>);
+
+impl Deadline {
+    /// Many times what the longest test takes.
+    const AFTER: Duration = Duration::from_secs(400);
+    /// `scripts/test` goes on in another lab.
+    const STATUS: i32 = 75;
+
+    fn new() -> Self {
+        let (alive, ended) = channel();
+        thread::spawn(move || Self::watch(&ended));
+        Self(alive)
+    }
+
+    fn watch(ended: &Receiver<()>) {
+        if ended.recv_timeout(Self::AFTER) != Err(RecvTimeoutError::Timeout) {
+            return;
+        }
+        eprintln!("\nthe test does not end; on the host there is:");
+        for [program, arguments] in [
+            [
+                "ps",
+                "-ww --ppid 2 -p 2 --deselect -o pid,ppid,stat,time,wchan:24,args --forest",
+            ],
+            ["tail", "-n 40 /var/log/containerd.log"],
+        ] {
+            // What can't be told isn't.
+            let _ = Command::new(program).args(arguments.split(' ')).status();
+        }
+        std::process::exit(Self::STATUS);
+    }
 }
 
 impl Host {
@@ -59,6 +100,7 @@ impl Host {
         });
         Self {
             before: Leavings::now(),
+            _deadline: Deadline::new(),
             _alone: alone,
         }
     }
