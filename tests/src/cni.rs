@@ -131,10 +131,21 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
+        let mut bridges = Vec::new();
+        for plugin in self.added.iter().flat_map(|(plugins, _)| plugins) {
+            bridges.extend(plugin["bridge"].as_str().map(str::to_owned));
+        }
         while !self.added.is_empty() {
             self.remove_last();
         }
         let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
+        // A bridge that nobody is on any more: its plugin leaves it.
+        for bridge in bridges {
+            let ports = std::fs::read_dir(format!("/sys/class/net/{bridge}/brif"));
+            if ports.is_ok_and(|mut ports| ports.next().is_none()) {
+                let _ = Command::new("ip").args(["link", "del", &bridge]).output();
+            }
+        }
     }
 }
 
