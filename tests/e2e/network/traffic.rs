@@ -187,3 +187,97 @@ except ConnectionError:
     drop(pod.stop());
     host.assert_clean();
 }
+
+#[test]
+fn several_queues_and_the_monitors_own_loop_carry_what_vhost_does() {
+    let host = Host::take();
+    let pod = Pod::serving("one", &[cni::bridge(1500)]);
+    let two = on_bridge("two", 1500);
+    // A limit that is never reached has the monitor move the packets.
+    for flags in [
+        &["--annotation", "io.sealock.vcpus=2"][..],
+        &[
+            "--annotation",
+            "io.sealock.vcpus=2",
+            "--annotation",
+            "io.sealock.send-bytes-per-second=1000000000",
+        ],
+    ] {
+        let to = &pod.addresses[0];
+        let lines = format!(
+            "import os
+assert len(os.listdir('/sys/class/net/eth0/queues')) == 4, os.listdir('/sys/class/net/eth0/queues')
+threads = [__import__('threading').Thread(target=tcp, args=('{to}',)) for _ in range(6)]
+[t.start() for t in threads]; [t.join() for t in threads]
+udp('{to}', 20000); tcp('{}')",
+            pod.addresses[1]
+        );
+        assert_says_done(&python(&two, &client(&lines)).flag(flags).output());
+    }
+    drop((pod.stop(), two));
+    host.assert_clean();
+}
+
+#[test]
+fn sealocks_own_limits_hold_for_each_direction() {
+    let host = Host::take();
+    let pod = Pod::serving("one", &[cni::bridge(1500)]);
+    let two = on_bridge("two", 1500);
+    // What comes back of an echo is as much as what is sent, so that either limit makes all of it slow.
+    for direction in ["send", "receive"] {
+        let limit = format!("io.sealock.{direction}-bytes-per-second=1048576");
+        let lines = format!(
+            "import time; begun = time.monotonic()
+tcp('{}', size=5 << 20)
+took = time.monotonic() - begun
+assert took > 3.5, took",
+            pod.addresses[0]
+        );
+        let output = python(&two, &client(&lines))
+            .flag(&["--annotation", &limit])
+            .output();
+        assert_says_done(&output);
+    }
+    drop((pod.stop(), two));
+    host.assert_clean();
+}
+
+#[test]
+fn a_guest_that_floods_with_frames_of_every_shape_harms_only_itself() {
+    let host = Host::take();
+    let pod = Pod::serving("one", &[cni::bridge(1500)]);
+    let (bad, good) = (on_bridge("bad", 1500), on_bridge("good", 1500));
+    let to = &pod.addresses[0];
+    // Frames with a header of the guest's choice (packet(7), PACKET_VNET_HDR): what its kernel lets pass reaches the device.
+    let lines = format!(
+        "import os, random
+random.seed(7)
+raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); raw.bind(('eth0', 0))
+shaped = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+shaped.setsockopt(263, 15, 1); shaped.bind(('eth0', 0))
+sent = 0
+for i in range(6000):
+    size = random.choice([14, 15, 59, 60, 61, 576, 1513, 1514, 1515, 9000])
+    frame = random.choice([b'\\xff' * 6, os.urandom(6)]) + os.urandom(6) + random.choice([b'\\x08\\x00', b'\\x86\\xdd', os.urandom(2)]) + os.urandom(size - 14)
+    header = bytes([random.choice([0, 1, 2, 255]), random.choice([0, 1, 3, 4, 5, 0x81, 255])]) + os.urandom(8)
+    for s, data in (raw, frame), (shaped, header + frame), (shaped, bytes(10) + frame):
+        try:
+            sent += s.send(data, socket.MSG_DONTWAIT)
+        except OSError:
+            pass
+assert sent > 1000000, sent
+tcp('{to}')"
+    );
+    let mut flooding = python(&bad, &client(&lines)).spawn();
+    assert_says_done(
+        &python(
+            &good,
+            &client(&format!("for i in range(10): tcp('{to}'); udp('{to}', 900)")),
+        )
+        .output(),
+    );
+    drop(flooding.stdin.take());
+    assert_says_done(&flooding.wait_with_output().unwrap());
+    drop((pod.stop(), bad, good));
+    host.assert_clean();
+}
