@@ -2,6 +2,7 @@
 
 pub mod bpf;
 pub mod capability;
+pub mod ethtool;
 pub mod mount;
 pub mod process;
 pub mod random;

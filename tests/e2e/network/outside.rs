@@ -127,7 +127,7 @@ except socket.gaierror as error:
         config.path().display()
     );
     assert_says_done(&python(&pod, &client(lines)).flag(&["--mount", &mount]).output());
-    drop((names, pod));
+    drop((names, pod, config));
     host.assert_clean();
 }
 

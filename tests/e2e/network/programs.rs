@@ -125,7 +125,14 @@ fn nginx_serves_the_host_and_other_pods() {
         text(&got.stderr)
     );
     let load = Command::new("wrk")
-        .args(["-t1", "-c16", "-d5s", &format!("http://{address}/page.txt")])
+        .args([
+            "-t1",
+            "-c16",
+            "-d5s",
+            "--timeout",
+            "60s",
+            &format!("http://{address}/page.txt"),
+        ])
         .output()
         .unwrap();
     let said = text(&load.stdout);
@@ -140,7 +147,7 @@ fn nginx_serves_the_host_and_other_pods() {
         .run(
             &two,
             &format!(
-                "curl -fsS http://{address}/page.txt | md5sum; wrk -t1 -c4 -d3s http://{address}/page.txt"
+                "curl -fsS http://{address}/page.txt | md5sum; wrk -t1 -c4 -d3s --timeout 60s http://{address}/page.txt"
             ),
         )
         .output();

@@ -20,7 +20,7 @@ use sealock_protocol::agent::CreateSandboxRequest;
 use tokio::{sync::watch as channel, task::spawn_blocking, time::timeout};
 
 use self::{figures::Total, governor::Governor, watch::Watch};
-use super::error::Error;
+use super::{error::Error, network::spread_queues};
 use crate::init::log;
 
 /// How long memory may take to come online after the host has offered it.
@@ -68,13 +68,8 @@ impl Machine {
             let done = self.processors.clone();
             done.send_replace(None);
             tokio::spawn(async move {
-                let online = spawn_blocking(move || processors::bring_online(vcpus)).await;
-                let result = match online {
-                    Ok(result) => result.map_err(|error| error.to_string()),
-                    // A panic ends the program, and nobody cancels.
-                    Err(error) => Err(error.to_string()),
-                };
-                done.send_replace(Some(result));
+                let online = bring_online(vcpus).await;
+                done.send_replace(Some(online.map_err(|error| error.to_string())));
             });
         }
         let now = request.memory_mib;
@@ -127,10 +122,7 @@ impl Machine {
     pub async fn resize(&self, vcpus: u32, memory_mib: u32) -> Result<(), Error> {
         self.offered(memory_mib);
         self.processors_online().await?;
-        spawn_blocking(move || processors::bring_online(vcpus))
-            .await
-            .map_err(|error| Error::Setup(error.to_string()))?
-            .map_err(|error| Error::Setup(error.to_string()))?;
+        bring_online(vcpus).await?;
         let mut online = self.memory.online.subscribe();
         timeout(ONLINE_DEADLINE, online.wait_for(|&online| online >= memory_mib))
             .await
@@ -154,6 +146,18 @@ impl Machine {
             more
         });
     }
+}
+
+/// Brings CPUs online and has the interfaces use them.
+async fn bring_online(vcpus: u32) -> Result<(), Error> {
+    let work = move || {
+        processors::bring_online(vcpus).map_err(|error| Error::Setup(error.to_string()))?;
+        spread_queues().map_err(Error::system("using the queues of an interface"))
+    };
+    // A panic ends the program, and nobody cancels.
+    spawn_blocking(work)
+        .await
+        .map_err(|error| Error::Setup(error.to_string()))?
 }
 
 /// Keeps the governor informed, and does what it says.

@@ -7,6 +7,7 @@
 mod forward;
 mod interface;
 mod message;
+mod queues;
 
 use std::{collections::BTreeMap, sync::Mutex};
 
@@ -17,8 +18,8 @@ use sealock_netlink::{
 };
 use sealock_protocol::agent::{Network as Wanted, Route, UpdateNetworkRequest};
 
-pub use self::forward::connect_port;
 use self::interface::Interfaces;
+pub use self::{forward::connect_port, queues::spread as spread_queues};
 use super::error::Error;
 
 /// Interfaces of the pod by name, and their numbers: by these they are found again, for a tenant may rename them.
@@ -71,7 +72,11 @@ impl Network {
                 interface::unplug(&mut socket, index)?;
             }
         }
-        add(&mut socket, &request.network, &mut indexes)
+        add(&mut socket, &request.network, &mut indexes)?;
+        if !request.network.interfaces.is_empty() {
+            spread_queues().map_err(Error::system("using the queues of an interface"))?;
+        }
+        Ok(())
     }
 
     fn lock(&self) -> Result<std::sync::MutexGuard<'_, Indexes>, Error> {
