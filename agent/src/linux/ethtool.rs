@@ -2,8 +2,10 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, OwnedFd},
 };
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use super::check;
 
@@ -31,12 +33,12 @@ struct Channels {
 /// # Errors
 /// There is no such interface, or its driver refuses.
 pub fn use_queues(interface: &str, processors: u32) -> io::Result<()> {
-    // SAFETY: makes a new descriptor, nothing else.
-    let socket =
-        check(unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) }.into())?;
-    let socket = i32::try_from(socket).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
-    // SAFETY: the kernel has just made this descriptor, and nobody else knows of it.
-    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    let socket = socket(
+        AddressFamily::Unix,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
     let mut channels = Channels {
         cmd: ETHTOOL_GCHANNELS,
         ..Channels::default()
