@@ -10,7 +10,7 @@ use sealock_tests::{
     ctr::{Run, Runtime, ctr},
 };
 
-use super::{Namespace, on_bridge};
+use super::{Namespace, Server, on_bridge};
 use crate::{Host, story, text};
 
 /// The lab's own root as that of containers, writable for each: what is installed there is installed in them.
@@ -54,16 +54,17 @@ impl Root {
     }
 
     /// Starts a server; it is ready when `asked` succeeds in its pod.
-    fn serve(&self, namespace: &Namespace, script: &str, asked: &str) -> (Run, std::process::Child) {
+    fn serve(&self, namespace: &Namespace, script: &str, asked: &str) -> (Run, Server) {
         let run = self.run(namespace, script);
-        let child = run
-            .clone()
-            .flag(&["--rm"])
-            .to_command()
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        let server = Server(
+            run.clone()
+                .flag(&["--rm"])
+                .to_command()
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap(),
+        );
         // As a Kubernetes probe would ask.
         let script = format!("until {asked}; do sleep 1; done");
         let mut last = None;
@@ -79,7 +80,7 @@ impl Root {
                 &script,
             ]);
             if output.status.success() {
-                return (run, child);
+                return (run, server);
             }
             last = Some(output);
             std::thread::sleep(std::time::Duration::from_millis(500));
@@ -94,10 +95,10 @@ impl Drop for Root {
     }
 }
 
-fn end(run: &Run, mut child: std::process::Child) {
+fn end(run: &Run, mut server: Server) {
     let killed = ctr(&["task", "kill", "-s", "KILL", run.id()]);
     assert!(killed.status.success(), "{}", story(&killed));
-    child.wait().unwrap();
+    server.0.wait().unwrap();
 }
 
 #[test]
@@ -108,7 +109,7 @@ fn nginx_serves_the_host_and_other_pods() {
     root.write("var/www/html/page.txt", &page);
     let mut one = Namespace::new("one");
     let address = one.add(&[cni::bridge(1500)], "eth0").remove(0);
-    let (run, child) = root.serve(
+    let (run, server) = root.serve(
         &one,
         "exec nginx -g 'daemon off;'",
         "curl -fsS -o /dev/null http://127.0.0.1/page.txt",
@@ -164,7 +165,7 @@ fn nginx_serves_the_host_and_other_pods() {
         "{}",
         story(&output)
     );
-    end(&run, child);
+    end(&run, server);
     drop((one, two, root));
     host.assert_clean();
 }
@@ -179,7 +180,7 @@ fn postgresql_serves_pgbench_from_another_pod() {
     let server = "cd /; exec setpriv --reuid=postgres --regid=postgres --init-groups $(echo /usr/lib/postgresql/*/bin/postgres) \
         -D $(echo /var/lib/postgresql/*/main) -c config_file=$(echo /etc/postgresql/*/main/postgresql.conf) \
         -c listen_addresses='*' -c hba_file=/etc/hba -c ssl=off -c unix_socket_directories=/tmp -c fsync=off";
-    let (run, child) = root.serve(
+    let (run, server) = root.serve(
         &one,
         server,
         "setpriv --reuid=postgres psql -h /tmp -c 'select 1'",
@@ -196,7 +197,7 @@ fn postgresql_serves_pgbench_from_another_pod() {
         "{}",
         story(&output)
     );
-    end(&run, child);
+    end(&run, server);
     drop((one, two, root));
     host.assert_clean();
 }
