@@ -411,8 +411,14 @@ impl Processes {
             () = kill.notified() => Some("it was stopped"),
         };
         let stopped = stopping.load(Ordering::Relaxed);
-        // A monitor that dies closes its sockets before it has ended: whoever saw that asked for the end.
-        let first = if first.is_some_and(|first| first != FILE_SERVER) && !stopped {
+        let fsd_ended = first
+            .filter(|&first| first == FILE_SERVER)
+            .and_then(|_| self.fsd.reap());
+        // A monitor that dies closes its sockets before it has ended: whoever saw that asked for the end, or, as the file server
+        // does, ended well.
+        let monitor_first = first.is_some_and(|first| first != FILE_SERVER)
+            || fsd_ended.is_some_and(|status| status.success());
+        let first = if monitor_first && !stopped {
             match timeout(MONITOR_DEADLINE, self.vmm_end.readable()).await {
                 Ok(_) => None,
                 Err(_) => Some("the virtual machine monitor broke off"),

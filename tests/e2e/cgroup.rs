@@ -38,10 +38,10 @@ fn with_cgroup(asked: Option<&str>, expected: impl Fn(&str) -> String) {
     for pid in all {
         assert_eq!(cgroup_of(pid), expected, "process {pid}");
     }
-    // The host counts the machine's memory and time.
+    // The host counts the machine's memory: what a restored one has of its own.
     let directory = Path::new("/sys/fs/cgroup").join(expected.trim_start_matches('/'));
     let memory = fs::read_to_string(directory.join("memory.current")).unwrap();
-    assert!(memory.trim().parse::<u64>().unwrap() > 20 << 20, "{memory}");
+    assert!(memory.trim().parse::<u64>().unwrap() > 5 << 20, "{memory}");
     drop(child.stdin.take());
     assert_eq!(child.wait_with_output().unwrap().status.code(), Some(3));
     assert!(!directory.exists());
