@@ -54,7 +54,7 @@ struct Deadline(#[expect(dead_code, reason = "what matters is its end")] Sender<
 
 impl Deadline {
     /// Many times what the longest test takes.
-    const AFTER: Duration = Duration::from_secs(400);
+    const AFTER: Duration = Duration::from_secs(240);
     /// `scripts/test` goes on in another lab.
     const STATUS: i32 = 75;
 
