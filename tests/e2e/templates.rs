@@ -82,20 +82,6 @@ fn run(script: &str) -> (String, bool) {
 }
 
 #[test]
-fn the_first_pod_boots_and_has_a_template_made_for_the_next() {
-    let host = Host::take();
-    let _templates = Templates::on();
-    template(&["delete", "--all"]);
-    assert!(!run("true").1);
-    wait_for_templates();
-    assert!(the_template().join("state").exists());
-    assert!(run("true").1);
-    let listed = template(&["list"]);
-    assert!(listed.contains("whole"), "{listed}");
-    host.assert_clean();
-}
-
-#[test]
 fn clones_differ_in_what_is_random_and_know_who_they_are() {
     let host = Host::take();
     let _templates = Templates::on();
@@ -266,29 +252,6 @@ fn a_maker_that_is_killed_leaves_nothing_that_is_used() {
         .collect();
     assert_eq!(left.len(), 1, "{left:?}");
     assert!(run("true").1);
-    host.assert_clean();
-}
-
-#[test]
-fn ten_at_once_make_one_template_and_are_all_restored_from_it() {
-    let host = Host::take();
-    let _templates = Templates::on();
-    template(&["delete", "--all"]);
-    for restored in [false, true] {
-        let before = log_length();
-        let children: Vec<_> = (0..10)
-            .map(|_| Run::busybox(Runtime::Sealock, &["true"]).spawn())
-            .collect();
-        for child in children {
-            let output = child.wait_with_output().unwrap();
-            assert!(output.status.success(), "{}", story(&output));
-        }
-        if restored {
-            assert_eq!(logged(before).matches("vmm_restored").count(), 10);
-        }
-        wait_for_templates();
-        the_template();
-    }
     host.assert_clean();
 }
 
