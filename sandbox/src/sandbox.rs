@@ -1,11 +1,12 @@
 //! A pod under supervision: from its agent's hello to its end.
 
+mod control;
+mod processes;
+
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     pin::pin,
-    process::ExitStatus,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -15,17 +16,20 @@ use std::{
 
 use sealock_protocol::{
     agent::next_event_response,
-    control::{Event, ExitReason, GuestClock, MAX_MESSAGE, Request, Start},
-    seqpacket,
+    control::{GuestClock, Start},
 };
 use tokio::{
-    io::unix::AsyncFd,
     net::UnixStream,
     sync::{Notify, watch},
     task::spawn_blocking,
     time::timeout,
 };
 
+pub(crate) use self::control::Control;
+use self::{
+    control::MONITOR_DEADLINE,
+    processes::{Processes, last_lines, log_console},
+};
 use crate::{
     agent::{self, Agent, printable},
     broker::{self, Ports},
@@ -33,10 +37,9 @@ use crate::{
     child_log,
     config::Config,
     error::{Error, line},
-    launch::{self, Launched, console_clause},
-    network::{self, Attached, Forward, Plug, watch::Machine},
+    launch::{self, Launched},
+    network::{self, Attached, Forward},
     pod_files::{PodFile, PodFiles},
-    process::{self, Process},
     resize::Sizing,
     share::Share,
     socket::{self, AsyncSeqPacket},
@@ -48,15 +51,6 @@ use crate::{
 
 /// How long processes may take to go away after they were killed.
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
-
-/// How long the monitor may take to tell its console, and to go away after it has broken off.
-const MONITOR_DEADLINE: Duration = Duration::from_secs(2);
-
-/// How a pod ends whose file server does.
-const FILE_SERVER: &str = "the file server ended";
-
-/// Lines of the console that are logged when a machine fails.
-const CONSOLE_LINES: usize = 40;
 
 type Readiness = Option<Result<Agent, Arc<Error>>>;
 
@@ -97,195 +91,6 @@ pub enum GuestEvent {
     },
 }
 
-/// What the monitor has said so far.
-#[derive(Debug, Default)]
-struct Said {
-    /// How the machine began, once it runs.
-    start: Option<Start>,
-    console: Option<String>,
-    /// The answer to a [`Request::Resize`].
-    resized: Option<Resized>,
-    /// The network device that is being plugged in or out, and the answer.
-    plugging: Option<[u8; 6]>,
-    plugged: Option<String>,
-    exited: Option<(ExitReason, String, String)>,
-    closed: bool,
-}
-
-/// What the machine offers after a [`Request::Resize`].
-#[derive(Clone, Debug)]
-pub(crate) struct Resized {
-    pub(crate) vcpus: u8,
-    pub(crate) memory_mib: u32,
-    /// Why it isn't what was asked for.
-    pub(crate) error: String,
-}
-
-/// The monitor's control socket.
-#[derive(Debug)]
-pub(crate) struct Control {
-    socket: AsyncSeqPacket,
-    said: watch::Sender<Said>,
-}
-
-impl Control {
-    /// Takes in what the monitor says, until it closes its end.
-    async fn run(&self, timeline: &Mutex<Timeline>) {
-        // A monitor says five things in its life at most that it isn't asked for.
-        let mut unasked = 0;
-        while unasked < 64 {
-            unasked += 1;
-            match self.socket.receive::<Event>(MAX_MESSAGE).await {
-                Ok((Event::Running { marks, start }, _)) => {
-                    lock(timeline).extend(marks);
-                    self.said.send_modify(|said| said.start = Some(start));
-                }
-                Ok((
-                    Event::Resized {
-                        vcpus,
-                        memory_mib,
-                        error,
-                    },
-                    _,
-                )) => {
-                    let answer = Resized {
-                        vcpus,
-                        memory_mib,
-                        error,
-                    };
-                    // Nobody waits for a second one.
-                    self.said.send_if_modified(|said| {
-                        let first = said.resized.is_none();
-                        if first {
-                            said.resized = Some(answer);
-                            unasked -= 1;
-                        }
-                        first
-                    });
-                }
-                // Nobody has asked.
-                Ok((Event::Saved { .. }, _)) => {}
-                Ok((Event::Console { tail }, _)) => {
-                    self.said.send_modify(|said| said.console = Some(tail));
-                }
-                Ok((
-                    Event::Exited {
-                        reason,
-                        detail,
-                        console,
-                    },
-                    _,
-                )) => {
-                    self.said
-                        .send_modify(|said| said.exited = Some((reason, detail, console)));
-                }
-                Ok((Event::NetAdded { mac, error } | Event::NetRemoved { mac, error }, _)) => {
-                    // Nobody waits for a second one.
-                    self.said.send_if_modified(|said| {
-                        let first = said.plugging == Some(mac) && said.plugged.is_none();
-                        if first {
-                            said.plugged = Some(error);
-                            unasked -= 1;
-                        }
-                        first
-                    });
-                }
-                Err(seqpacket::Error::Closed) => break,
-                Err(error) => {
-                    tracing::warn!(error = line(&error), "the monitor said something odd");
-                    if matches!(error, seqpacket::Error::Io(_)) {
-                        break;
-                    }
-                }
-            }
-        }
-        self.said.send_modify(|said| said.closed = true);
-    }
-
-    /// Asks for a size. One such question is under way at a time.
-    pub(crate) async fn resize(&self, vcpus: u8, memory_mib: u32) -> Option<Resized> {
-        let resize = async {
-            let mut said = self.said.subscribe();
-            self.said.send_modify(|said| said.resized = None);
-            let request = Request::Resize { vcpus, memory_mib };
-            self.socket.send(&request, &[]).await.ok()?;
-            let said = said
-                .wait_for(|said| said.resized.is_some() || said.closed)
-                .await
-                .ok()?;
-            said.resized.clone()
-        };
-        timeout(MONITOR_DEADLINE, resize).await.ok().flatten()
-    }
-
-    /// Waits until every virtual CPU of the start exists, or the monitor has ended: how the machine began.
-    async fn running(&self) -> Option<Start> {
-        let mut said = self.said.subscribe();
-        let said = said.wait_for(|said| said.start.is_some() || said.closed).await;
-        // The sender is ours.
-        said.ok()?.start.clone()
-    }
-
-    /// Asks for a network device to be plugged in or out. One such question is under way at a time.
-    async fn plug(&self, mac: [u8; 6], request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), String> {
-        let plug = async {
-            let mut said = self.said.subscribe();
-            self.said.send_modify(|said| {
-                said.plugging = Some(mac);
-                said.plugged = None;
-            });
-            self.socket
-                .send(request, fds)
-                .await
-                .map_err(|error| error.to_string())?;
-            // The sender is ours.
-            let answer = said
-                .wait_for(|said| said.plugged.is_some() || said.closed)
-                .await
-                .ok()
-                .and_then(|said| said.plugged.clone());
-            match answer {
-                Some(error) if error.is_empty() => Ok(()),
-                Some(error) => Err(printable(&error, 256)),
-                None => Err("the virtual machine monitor has ended".to_owned()),
-            }
-        };
-        timeout(MONITOR_DEADLINE, plug)
-            .await
-            .unwrap_or_else(|_| Err("the virtual machine monitor does not answer".to_owned()))
-    }
-
-    /// The console's tail, if the monitor tells it in time.
-    async fn read_console(&self) -> String {
-        let read = async {
-            self.socket.send(&Request::ReadConsole, &[]).await.ok()?;
-            let mut said = self.said.subscribe();
-            let said = said
-                .wait_for(|said| said.console.is_some() || said.closed)
-                .await
-                .ok()?;
-            said.console.clone()
-        };
-        timeout(MONITOR_DEADLINE, read)
-            .await
-            .ok()
-            .flatten()
-            .unwrap_or_default()
-    }
-}
-
-impl Machine for Control {
-    async fn add_net(&self, plug: Plug) -> Result<(), String> {
-        let fds: Vec<_> = plug.descriptors.iter().map(AsFd::as_fd).collect();
-        self.plug(plug.config.mac, &Request::AddNet(plug.config.clone()), &fds)
-            .await
-    }
-
-    async fn remove_net(&self, mac: [u8; 6]) -> Result<(), String> {
-        self.plug(mac, &Request::RemoveNet { mac }, &[]).await
-    }
-}
-
 impl Launched {
     /// Supervises the pod from now on: answers its processes, waits for its agent, notices its end. To be called within a
     /// runtime; returns at once.
@@ -296,10 +101,7 @@ impl Launched {
         let failed = |error| Error::Launch(launch::Error::Socket(error));
         self.hello.set_nonblocking(true).map_err(failed)?;
         let hello = UnixStream::from_std(self.hello).map_err(failed)?;
-        let control = Arc::new(Control {
-            socket: AsyncSeqPacket::new(self.control).map_err(failed)?,
-            said: watch::Sender::default(),
-        });
+        let control = Arc::new(Control::new(AsyncSeqPacket::new(self.control).map_err(failed)?));
         let processes = Processes {
             vmm_end: socket::watch(self.vmm.pidfd().map_err(failed)?).map_err(failed)?,
             fsd_end: socket::watch(self.fsd.pidfd().map_err(failed)?).map_err(failed)?,
@@ -352,7 +154,7 @@ impl Launched {
             sandbox.id.clone(),
             Arc::clone(&sandbox.kill),
             Arc::clone(&sandbox.stopping),
-            control.said.subscribe(),
+            control.subscribe(),
             ended_sender,
         ));
         let coming = Arc::clone(&sandbox);
@@ -386,114 +188,6 @@ impl Launched {
         });
         Ok(sandbox)
     }
-}
-
-/// A pod's two processes, neither of which lives without the other.
-struct Processes {
-    vmm: Process,
-    fsd: Process,
-    vmm_end: AsyncFd<OwnedFd>,
-    fsd_end: AsyncFd<OwnedFd>,
-}
-
-impl Processes {
-    async fn run(
-        mut self,
-        id: String,
-        kill: Arc<Notify>,
-        stopping: Arc<AtomicBool>,
-        mut said: watch::Receiver<Said>,
-        ended: watch::Sender<Option<String>>,
-    ) {
-        let first = tokio::select! {
-            _ = self.vmm_end.readable() => None,
-            _ = self.fsd_end.readable() => Some(FILE_SERVER),
-            () = kill.notified() => Some("it was stopped"),
-        };
-        let stopped = stopping.load(Ordering::Relaxed);
-        let fsd_ended = first
-            .filter(|&first| first == FILE_SERVER)
-            .and_then(|_| self.fsd.reap());
-        // A monitor that dies closes its sockets before it has ended: whoever saw that asked for the end, or, as the file server
-        // does, ended well.
-        let monitor_first = first.is_some_and(|first| first != FILE_SERVER)
-            || fsd_ended.is_some_and(|status| status.success());
-        let first = if monitor_first && !stopped {
-            match timeout(MONITOR_DEADLINE, self.vmm_end.readable()).await {
-                Ok(_) => None,
-                Err(_) => Some("the virtual machine monitor broke off"),
-            }
-        } else {
-            first
-        };
-        self.vmm.kill();
-        self.fsd.kill();
-        // Errors of the runtime's own: then there is nothing to wait with, and dropping the processes waits.
-        let _ = self.vmm_end.readable().await;
-        let _ = self.fsd_end.readable().await;
-        let (vmm, fsd) = (self.vmm.reap(), self.fsd.reap());
-        drop(self);
-        // What it said last is in the socket already.
-        let _ = timeout(MONITOR_DEADLINE, said.wait_for(|said| said.closed)).await;
-        let reason = {
-            let said = said.borrow();
-            match (&said.exited, first) {
-                (_, Some(FILE_SERVER)) => format!("{FILE_SERVER} ({})", status(fsd)),
-                (Some((reason, detail, console)), _) => describe_exit(&id, *reason, detail, console, stopped),
-                (None, Some(first)) => first.to_owned(),
-                (None, None) => format!("the virtual machine monitor ended ({})", status(vmm)),
-            }
-        };
-        if stopped {
-            tracing::debug!(sandbox = id, reason, "the pod has ended");
-        } else {
-            tracing::error!(sandbox = id, reason, "the pod has ended by itself");
-        }
-        ended.send_replace(Some(reason));
-    }
-}
-
-fn status(status: Option<ExitStatus>) -> String {
-    status.map_or_else(|| "unknown".to_owned(), process::describe)
-}
-
-/// A machine's end in one line; its console goes into the log, unless it was to end.
-fn describe_exit(id: &str, reason: ExitReason, detail: &str, console: &str, wanted: bool) -> String {
-    let mut text = launch::describe(reason).to_owned();
-    if !detail.is_empty() {
-        text.push_str(": ");
-        text.push_str(&printable(detail, 512));
-    }
-    let failed = match reason {
-        ExitReason::Panic | ExitReason::TripleFault | ExitReason::Reboot => true,
-        // An agent that panics says so on the console, and then the guest is powered off.
-        ExitReason::Poweroff => !wanted && !console.trim().is_empty(),
-        _ => false,
-    };
-    if failed {
-        log_console(id, console);
-        text.push_str(&console_clause(&last_lines(console)));
-    }
-    text
-}
-
-fn log_console(id: &str, console: &str) {
-    let lines: Vec<&str> = console.lines().collect();
-    for line in &lines[lines.len().saturating_sub(CONSOLE_LINES)..] {
-        tracing::error!(sandbox = id, "console: {}", printable(line, 256));
-    }
-}
-
-/// The last lines of a console for an error.
-fn last_lines(console: &str) -> String {
-    let lines: Vec<String> = console
-        .lines()
-        .rev()
-        .filter(|line| !line.trim().is_empty())
-        .take(3)
-        .map(|line| printable(line.trim(), 160))
-        .collect();
-    lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
 }
 
 impl Sandbox {

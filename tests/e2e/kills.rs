@@ -52,23 +52,13 @@ fn delete(id: &str) {
     remove_fifos();
 }
 
-#[test]
-fn whoever_is_killed_while_a_process_is_added_leaves_nothing() {
+/// Kills whoever of a pod there is, one after the other, at these `moments` (in milliseconds) of what a client is doing with it.
+fn kill_while(moments: [u64; 2], client: impl Fn(&Idle) -> Command) {
     let host = Host::take();
     for program in PROGRAMS {
-        for moment in [0, 100] {
+        for moment in moments {
             let idle = Idle::run(Run::busybox(Runtime::Sealock, &["sleep", "1000"]).flag(&["--null-io"]));
-            let mut command = Command::new("ctr");
-            command.args([
-                "task",
-                "exec",
-                "--exec-id",
-                &fresh_id(),
-                idle.id(),
-                "sleep",
-                "1000",
-            ]);
-            let mut client = quiet(&mut command);
+            let mut client = quiet(&mut client(&idle));
             thread::sleep(Duration::from_millis(moment));
             kill_all(program);
             wait_for_end(&mut client, program);
@@ -82,20 +72,20 @@ fn whoever_is_killed_while_a_process_is_added_leaves_nothing() {
 }
 
 #[test]
+fn whoever_is_killed_while_a_process_is_added_leaves_nothing() {
+    kill_while([0, 100], |idle| {
+        let mut command = Command::new("ctr");
+        command.args(["task", "exec", "--exec-id", &fresh_id()]);
+        command.args([idle.id(), "sleep", "1000"]);
+        command
+    });
+}
+
+#[test]
 fn whoever_is_killed_while_a_container_is_deleted_leaves_nothing() {
-    let host = Host::take();
-    for program in PROGRAMS {
-        for moment in [0, 150] {
-            let idle = Idle::run(Run::busybox(Runtime::Sealock, &["sleep", "1000"]).flag(&["--null-io"]));
-            let mut client = quiet(Command::new("ctr").args(["task", "rm", "--force", idle.id()]));
-            thread::sleep(Duration::from_millis(moment));
-            kill_all(program);
-            wait_for_end(&mut client, program);
-            let id = idle.id().to_owned();
-            drop(idle);
-            delete(&id);
-            host.before.assert_gone();
-        }
-    }
-    host.assert_clean();
+    kill_while([0, 150], |idle| {
+        let mut command = Command::new("ctr");
+        command.args(["task", "rm", "--force", idle.id()]);
+        command
+    });
 }

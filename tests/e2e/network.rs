@@ -103,16 +103,21 @@ impl Server {
         Self(child)
     }
 
-    /// On the host, where there is no Python but in the pod's root.
+    /// On the host.
     fn on_host(program: &str) -> Self {
-        let mut command = Command::new("chroot");
-        command.args([MINBASE, "/usr/bin/python3", "-c", program]);
-        Self::start(command)
+        Self::start(python_here(program))
     }
 
     /// In a namespace of the host.
     fn outside(namespace: &Namespace, program: &str) -> Self {
-        Self::start(namespace.command(&["chroot", MINBASE, "/usr/bin/python3", "-c", program]))
+        Self::start(python_there(namespace, program))
+    }
+
+    /// Ends it with its pod.
+    fn end(mut self, run: &Run) {
+        let killed = ctr(&["task", "kill", "-s", "KILL", run.id()]);
+        assert!(killed.status.success(), "{}", story(&killed));
+        self.0.wait().unwrap();
     }
 }
 
@@ -146,10 +151,8 @@ impl Pod {
     }
 
     /// Ends the pod, and gives back its namespace.
-    fn stop(mut self) -> Namespace {
-        let killed = ctr(&["task", "kill", "-s", "KILL", self.run.id()]);
-        assert!(killed.status.success(), "{}", story(&killed));
-        self.server.0.wait().unwrap();
+    fn stop(self) -> Namespace {
+        self.server.end(&self.run);
         self.namespace
     }
 }
@@ -183,12 +186,16 @@ fn python(namespace: &Namespace, program: &str) -> Run {
         .flag(&["--with-ns", &namespace.flag()])
 }
 
-/// Python on the host, in a namespace.
-fn host_python(namespace: &Namespace, program: &str) -> Output {
-    namespace
-        .command(&["chroot", MINBASE, "/usr/bin/python3", "-c", program])
-        .output()
-        .unwrap()
+/// Python on the host, which has none but in the pods' root.
+fn python_here(program: &str) -> Command {
+    let mut command = Command::new("chroot");
+    command.args([MINBASE, "/usr/bin/python3", "-c", program]);
+    command
+}
+
+/// The same in a namespace.
+fn python_there(namespace: &Namespace, program: &str) -> Command {
+    namespace.command(&["chroot", MINBASE, "/usr/bin/python3", "-c", program])
 }
 
 fn assert_says_done(output: &Output) {

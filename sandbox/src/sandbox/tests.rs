@@ -23,7 +23,11 @@ use ttrpc::asynchronous::{Server, TtrpcContext, transport::Listener};
 
 use super::*;
 use crate::{
-    ContainerRequest, guest_process::KILLED, process::monotonic_deadline, size::Size, timeline::Timeline,
+    ContainerRequest,
+    guest_process::KILLED,
+    process::{self, Process, monotonic_deadline},
+    size::Size,
+    timeline::Timeline,
 };
 
 /// Records what it is asked, and never answers a wait.

@@ -1,14 +1,13 @@
 //! What the reference plugins do on the host side works for a pod as for a container.
 
-use std::{process::Command, time::Instant};
+use std::time::Instant;
 
-use sealock_tests::{
-    cni::{self, Namespace},
-    ctr::MINBASE,
-};
+use sealock_tests::cni::{self, Namespace};
 use serde_json::json;
 
-use super::{Pod, SERVER, Server, assert_says_done, client, far_host, host_python, on_bridge, python};
+use super::{
+    Pod, SERVER, Server, assert_says_done, client, far_host, on_bridge, python, python_here, python_there,
+};
 use crate::{Host, story, text};
 
 /// Tells whoever connects where it sees them come from.
@@ -72,16 +71,14 @@ def both(to):
     udp(to, 900, port=8071)
 ";
     // From the host by its own addresses, from behind it, and from another pod.
-    let output = Command::new("chroot")
-        .args([MINBASE, "/usr/bin/python3", "-c"])
-        .arg(client(&format!(
-            "{lines}both('10.78.0.1'); both('fd78::1'); tcp('127.0.0.1', port=8070)"
-        )))
-        .output()
-        .unwrap();
+    let output = python_here(&client(&format!(
+        "{lines}both('10.78.0.1'); both('fd78::1'); tcp('127.0.0.1', port=8070)"
+    )))
+    .output()
+    .unwrap();
     assert_says_done(&output);
     let there = client(&format!("{lines}both('10.78.0.1'); both('fd78::1')"));
-    assert_says_done(&host_python(&far, &there));
+    assert_says_done(&python_there(&far, &there).output().unwrap());
     let two = on_bridge("two", 1500);
     assert_says_done(&python(&two, &there).output());
     drop((pod.stop(), two, far));
@@ -138,9 +135,7 @@ fn the_bandwidth_plugins_limit_holds() {
     let limit = json!({"type": "bandwidth", "ingressRate": 8 << 20, "ingressBurst": 800_000});
     let pod = Pod::serving("one", &[cni::bridge(1500), limit]);
     let begun = Instant::now();
-    let output = Command::new("chroot")
-        .args([MINBASE, "/usr/bin/python3", "-c"])
-        .arg(client(&format!("tcp('{}', size=4 << 20)", pod.addresses[0])))
+    let output = python_here(&client(&format!("tcp('{}', size=4 << 20)", pod.addresses[0])))
         .output()
         .unwrap();
     assert_says_done(&output);

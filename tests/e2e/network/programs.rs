@@ -95,12 +95,6 @@ impl Drop for Root {
     }
 }
 
-fn end(run: &Run, mut server: Server) {
-    let killed = ctr(&["task", "kill", "-s", "KILL", run.id()]);
-    assert!(killed.status.success(), "{}", story(&killed));
-    server.0.wait().unwrap();
-}
-
 #[test]
 fn nginx_serves_the_host_and_other_pods() {
     let host = Host::take();
@@ -165,7 +159,7 @@ fn nginx_serves_the_host_and_other_pods() {
         "{}",
         story(&output)
     );
-    end(&run, server);
+    server.end(&run);
     drop((one, two, root));
     host.assert_clean();
 }
@@ -197,7 +191,7 @@ fn postgresql_serves_pgbench_from_another_pod() {
         "{}",
         story(&output)
     );
-    end(&run, server);
+    server.end(&run);
     drop((one, two, root));
     host.assert_clean();
 }

@@ -1,15 +1,11 @@
 //! What pods say to each other, to the host and to what is behind it.
 
-use std::process::Command;
-
-use sealock_tests::{
-    cni::{self, Namespace},
-    ctr::MINBASE,
-};
+use sealock_tests::cni::{self, Namespace};
 use serde_json::json;
 
 use super::{
-    Pod, SERVER, Server, assert_reaches, assert_says_done, client, far_host, host_python, on_bridge, python,
+    Pod, SERVER, Server, assert_reaches, assert_says_done, client, far_host, on_bridge, python, python_here,
+    python_there,
 };
 use crate::{Host, story};
 
@@ -30,15 +26,7 @@ fn pods_on_a_bridge_reach_each_other_and_the_host_and_are_reached() {
     // From the host, too.
     for to in &pod.addresses {
         assert_reaches(to);
-        let output = Command::new("chroot")
-            .args([
-                MINBASE,
-                "/usr/bin/python3",
-                "-c",
-                &client(&format!("tcp('{to}')")),
-            ])
-            .output()
-            .unwrap();
+        let output = python_here(&client(&format!("tcp('{to}')"))).output().unwrap();
         assert!(output.status.success(), "{}", story(&output));
     }
     drop(outside);
@@ -157,7 +145,7 @@ except ConnectionError:
     pass",
         pod.addresses[0]
     );
-    let output = host_python(&pod.namespace, &client(&lines));
+    let output = python_there(&pod.namespace, &client(&lines)).output().unwrap();
     assert!(output.status.success(), "{}", story(&output));
     drop(pod.stop());
     host.assert_clean();

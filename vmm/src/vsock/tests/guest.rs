@@ -144,16 +144,7 @@ impl Guest {
         self.rx = Ring::new(&self.memory, 0x1_0000, 128, event_index);
         self.tx = Ring::new(&self.memory, 0x2_0000, 128, event_index);
         self.tx_free = (0..TX_COUNT).collect();
-        let rings = [&self.rx, &self.tx];
-        let subscriber = activate(
-            &mut self.device,
-            &self.memory,
-            rings,
-            &self.kicks,
-            &self.interrupt,
-            false,
-        );
-        self.id = self.manager.add_subscriber(subscriber);
+        self.activate_again(false);
         self.give_buffers();
         self.run();
     }
@@ -166,6 +157,11 @@ impl Guest {
         self.device = Vsock::with_patience(broker, CID, Duration::from_secs(10)).unwrap();
         self.device.restore(&saved).unwrap();
         self.shim = Some(shim);
+        self.activate_again(true);
+        self.run();
+    }
+
+    fn activate_again(&mut self, restored: bool) {
         let rings = [&self.rx, &self.tx];
         let subscriber = activate(
             &mut self.device,
@@ -173,10 +169,9 @@ impl Guest {
             rings,
             &self.kicks,
             &self.interrupt,
-            true,
+            restored,
         );
         self.id = self.manager.add_subscriber(subscriber);
-        self.run();
     }
 
     pub fn save(&mut self) -> Result<Vec<u8>, NotAtRest> {
