@@ -74,6 +74,110 @@ pub fn bits(number: i32) -> u64 {
     number.cast_unsigned().into()
 }
 
+/// More than 0, twice: a limit, a time.
+static RAISED: [u64; 2] = [1, 1];
+
+/// [`RAISED`] as an argument.
+#[must_use]
+pub fn raised() -> u64 {
+    RAISED.as_ptr().addr() as u64
+}
+
+/// A call of one argument.
+#[must_use]
+pub const fn one(number: libc::c_long, argument: u64) -> Call {
+    (number, [argument, 0, 0, 0, 0, 0])
+}
+
+/// Opens a file by its path.
+#[must_use]
+pub fn open(name: &'static CStr, flags: i32) -> Call {
+    (
+        libc::SYS_openat,
+        [bits(libc::AT_FDCWD), address(name), bits(flags), 0o600, 0, 0],
+    )
+}
+
+/// What must fail for whoever is in a jail, even if no system call were filtered. `host` is a process outside.
+#[must_use]
+pub fn attempts(host: u32) -> Vec<(&'static str, Call)> {
+    let host = u64::from(host);
+    vec![
+        ("open a file of the host", open(c"/etc/passwd", libc::O_RDONLY)),
+        ("open its own memory", open(c"/proc/self/mem", libc::O_RDWR)),
+        (
+            "mount",
+            (
+                libc::SYS_mount,
+                [address(c"none"), address(c"/"), address(c"proc"), 0, 0, 0],
+            ),
+        ),
+        ("make a mount", one(libc::SYS_fsopen, address(c"proc"))),
+        ("unmount", (libc::SYS_umount2, [address(c"/"), 2, 0, 0, 0, 0])),
+        ("change the root", one(libc::SYS_chroot, address(c"/"))),
+        (
+            "have interfaces",
+            one(libc::SYS_unshare, bits(libc::CLONE_NEWNET)),
+        ),
+        ("have mounts", one(libc::SYS_unshare, bits(libc::CLONE_NEWNS))),
+        (
+            "signal a process of the host's",
+            (libc::SYS_kill, [host, 0, 0, 0, 0, 0]),
+        ),
+        (
+            "trace a process of the host's",
+            (libc::SYS_ptrace, [16, host, 0, 0, 0, 0]),
+        ),
+        (
+            "get hold of a process of the host's",
+            one(libc::SYS_pidfd_open, host),
+        ),
+        (
+            "set the clock",
+            (libc::SYS_clock_settime, [0, raised(), 0, 0, 0, 0]),
+        ),
+        (
+            "load a module",
+            (libc::SYS_init_module, [0, 0, address(c""), 0, 0, 0]),
+        ),
+        (
+            "call itself otherwise",
+            (libc::SYS_sethostname, [address(c"x"), 1, 0, 0, 0, 0]),
+        ),
+        ("lock memory", one(libc::SYS_mlockall, 3)),
+        (
+            "reboot",
+            (libc::SYS_reboot, [0xfee1_dead, 672_274_793, 0x89ab_cdef, 0, 0, 0]),
+        ),
+        (
+            "listen to interfaces",
+            (
+                libc::SYS_socket,
+                [bits(libc::AF_PACKET), bits(libc::SOCK_RAW), 0, 0, 0, 0],
+            ),
+        ),
+        (
+            "make packets",
+            (
+                libc::SYS_socket,
+                [bits(libc::AF_INET), bits(libc::SOCK_RAW), 1, 0, 0, 0],
+            ),
+        ),
+    ]
+}
+
+/// Makes all attempts; which one works, counted from 1, or 0.
+#[must_use]
+pub fn first_that_works(attempts: Vec<(&'static str, Call)>) -> i32 {
+    for (index, (what, attempt)) in (1..).zip(attempts) {
+        if call(attempt).is_ok() {
+            eprintln!("it could {what}");
+            return index;
+        }
+    }
+    0
+}
+
 /// What a call comes to for who is left with `filter`: 0 if it works, else the error number, unless it is its end.
 #[must_use]
 pub fn filtered(filter: Filter, attempt: Call) -> End {

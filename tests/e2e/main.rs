@@ -68,18 +68,24 @@ impl Deadline {
         if ended.recv_timeout(Self::AFTER) != Err(RecvTimeoutError::Timeout) {
             return;
         }
-        eprintln!("\nthe test does not end; on the host there is:");
-        for [program, arguments] in [
-            [
-                "ps",
-                "-ww --ppid 2 -p 2 --deselect -o pid,ppid,stat,time,wchan:24,args --forest",
-            ],
-            ["tail", "-n 40 /var/log/containerd.log"],
-        ] {
-            // What can't be told isn't.
-            let _ = Command::new(program).args(arguments.split(' ')).status();
-        }
+        eprintln!("\nthe test does not end");
+        tell_of_the_host();
         std::process::exit(Self::STATUS);
+    }
+}
+
+/// Processes, and what the shims have logged of late.
+fn tell_of_the_host() {
+    eprintln!("\non the host there is:");
+    for [program, arguments] in [
+        [
+            "ps",
+            "-ww --ppid 2 -p 2 --deselect -o pid,ppid,stat,time,wchan:24,args --forest",
+        ],
+        ["tail", "-n 40 /var/log/containerd.log"],
+    ] {
+        // What can't be told isn't.
+        let _ = Command::new(program).args(arguments.split(' ')).status();
     }
 }
 
@@ -108,6 +114,14 @@ impl Host {
     /// To be called last: nothing may be left.
     fn assert_clean(self) {
         self.before.assert_gone();
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            tell_of_the_host();
+        }
     }
 }
 

@@ -24,13 +24,14 @@ const CONFIGURATION: &str = "/etc/sealock/config.toml";
 /// Where containerd writes what its shims log.
 const LOG: &str = "/var/log/containerd.log";
 
-/// Has pods be restored from templates, until this is dropped.
+/// Has pods be restored from templates, until this is dropped. Those of earlier tests' machines are gone.
 struct Templates;
 
 impl Templates {
     fn on() -> Self {
         fs::create_dir_all("/etc/sealock").unwrap();
         fs::write(CONFIGURATION, "templates = \"node\"\n").unwrap();
+        template(&["delete", "--all"]);
         Self
     }
 }

@@ -31,8 +31,8 @@ fn type_as_a_person(pty: &mut Pty) {
         pty.run("test -t 0 && test -t 1 && test -t 2 && echo yes", PROMPT),
         "yes\n"
     );
-    // A key that comes before the shell has let go of the terminal would be an ordinary one.
-    pty.send("echo go; sleep 1000\r");
+    // The shell's own sleep would miss a signal that comes just before it.
+    pty.send("sh -c 'echo go; exec sleep 1000'\r");
     pty.wait_for("\ngo\r");
     pty.send("\x03");
     pty.wait_for(PROMPT);
