@@ -48,19 +48,32 @@ pub fn forget_entropy() -> Result<(), Error> {
     }
 }
 
+/// How often the wall clock is set, until nothing has come in between: the host may have let this processor wait just then.
+const ATTEMPTS: usize = 10;
+
+/// How long setting the wall clock takes at most when nothing comes in between, in nanoseconds.
+const UNDISTURBED_NS: u64 = 200_000;
+
 /// Sets the wall clock.
 ///
 /// # Errors
 /// The kernel refuses.
 pub fn set_clock(clock: &Clock) -> Result<(), Error> {
     // SAFETY: every 64-bit processor has the instruction, and Linux leaves it to programs.
-    let tsc = unsafe { _rdtsc() };
-    let now = i64::try_from(realtime_ns(clock, tsc)).unwrap_or(i64::MAX);
-    let time = libc::timespec {
-        tv_sec: now / 1_000_000_000,
-        tv_nsec: now % 1_000_000_000,
-    };
-    clock_settime(ClockId::CLOCK_REALTIME, time.into()).map_err(Error::system("setting the clock"))
+    let now = || realtime_ns(clock, unsafe { _rdtsc() });
+    for _ in 0..ATTEMPTS {
+        let begun = now();
+        let time = i64::try_from(begun).unwrap_or(i64::MAX);
+        let time = libc::timespec {
+            tv_sec: time / 1_000_000_000,
+            tv_nsec: time % 1_000_000_000,
+        };
+        clock_settime(ClockId::CLOCK_REALTIME, time.into()).map_err(Error::system("setting the clock"))?;
+        if now().saturating_sub(begun) < UNDISTURBED_NS {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// What time it is when the time stamp counter has the value `tsc`, in nanoseconds since 1970.
