@@ -53,19 +53,19 @@ struct Host {
 struct Deadline(#[expect(dead_code, reason = "what matters is its end")] Sender<()>);
 
 impl Deadline {
-    /// Many times what the longest test takes.
+    /// Many times what all but the longest tests take.
     const AFTER: Duration = Duration::from_secs(240);
-    /// `scripts/test` goes on in another lab.
+    /// None that the test harness has.
     const STATUS: i32 = 75;
 
-    fn new() -> Self {
+    fn new(after: Duration) -> Self {
         let (alive, ended) = channel();
-        thread::spawn(move || Self::watch(&ended));
+        thread::spawn(move || Self::watch(&ended, after));
         Self(alive)
     }
 
-    fn watch(ended: &Receiver<()>) {
-        if ended.recv_timeout(Self::AFTER) != Err(RecvTimeoutError::Timeout) {
+    fn watch(ended: &Receiver<()>, after: Duration) {
+        if ended.recv_timeout(after) != Err(RecvTimeoutError::Timeout) {
             return;
         }
         eprintln!("\nthe test does not end");
@@ -91,6 +91,11 @@ fn tell_of_the_host() {
 
 impl Host {
     fn take() -> Self {
+        Self::take_for(Deadline::AFTER)
+    }
+
+    /// For a test that may take so long.
+    fn take_for(time: Duration) -> Self {
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         // What containerd and the runtimes make once for all containers is there from the first on.
@@ -106,7 +111,7 @@ impl Host {
         });
         Self {
             before: Leavings::now(),
-            _deadline: Deadline::new(),
+            _deadline: Deadline::new(time),
             _alone: alone,
         }
     }

@@ -138,9 +138,13 @@ struct Pod {
 
 impl Pod {
     fn serving(name: &str, plugins: &[Value]) -> Self {
+        Self::running(name, plugins, SERVER)
+    }
+
+    fn running(name: &str, plugins: &[Value], server: &str) -> Self {
         let mut namespace = Namespace::new(name);
         let addresses = namespace.add(plugins, "eth0");
-        let run = python(&namespace, SERVER);
+        let run = python(&namespace, server);
         let server = Server::start(run.clone().flag(&["--rm"]).to_command());
         Self {
             addresses,

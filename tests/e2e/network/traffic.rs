@@ -1,6 +1,11 @@
 //! What pods say to each other, to the host and to what is behind it.
 
-use sealock_tests::cni::{self, Namespace};
+use std::time::Duration;
+
+use sealock_tests::{
+    cni::{self, Namespace},
+    host::pids_of,
+};
 use serde_json::json;
 
 use super::{
@@ -128,6 +133,67 @@ fn every_kind_of_interface_carries_a_pod() {
     assert_says_done(&python(&pod, &client("tcp('10.80.0.1'); udp('10.80.0.1', 3000)")).output());
     drop((server, pod, far));
     host.assert_clean();
+}
+
+/// Answers each connection with what it says, one after the other, and with how many sockets there are.
+const BRIEF: &str = r"
+import socket
+s = socket.create_server(('', 7003), backlog=128)
+print('ready', flush=True)
+while True:
+    c, _ = s.accept()
+    if c.recv(1) == b'?':
+        c.sendall(open('/proc/net/sockstat').read().split('TCP: inuse ')[1].split()[0].encode())
+    else:
+        c.sendall(b'x')
+    c.close()
+";
+
+fn connections_leave_nothing(host: Host, count: u32) {
+    let pod = Pod::running("one", &[cni::bridge(1500)], BRIEF);
+    let lines = format!(
+        "
+import threading
+def one(said):
+    s = socket.create_connection(('{address}', 7003), timeout=60)
+    s.sendall(said)
+    answer = s.recv(10)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b'\\1\\0\\0\\0\\0\\0\\0\\0')
+    s.close()
+    return answer
+def many():
+    for i in range({count} // 8):
+        assert one(b'x') == b'x'
+before = one(b'?')
+threads = [threading.Thread(target=many) for _ in range(8)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+after = one(b'?')
+assert before == after, (before, after)",
+        address = pod.addresses[0]
+    );
+    let open = || {
+        let [monitor] = pids_of("sealock-vmm")[..] else {
+            panic!("another pod is there");
+        };
+        std::fs::read_dir(format!("/proc/{monitor}/fd")).unwrap().count()
+    };
+    let before = open();
+    assert_says_done(&python_here(&client(&lines)).output().unwrap());
+    assert_eq!(open(), before);
+    drop(pod.stop());
+    host.assert_clean();
+}
+
+#[test]
+fn connections_that_come_and_go_leave_nothing() {
+    connections_leave_nothing(Host::take(), 400);
+}
+
+#[test]
+#[ignore = "takes minutes: scripts/test --full"]
+fn ten_thousand_connections_leave_nothing() {
+    connections_leave_nothing(Host::take_for(Duration::from_secs(1200)), 10_000);
 }
 
 #[test]
