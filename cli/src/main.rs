@@ -4,7 +4,7 @@ mod check;
 mod template;
 mod trace;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -25,21 +25,15 @@ enum Command {
         #[command(subcommand)]
         command: template::Command,
     },
-    /// Print the timeline of a pod's start as a table
-    Trace {
-        /// containerd's log; `-` stands for standard input (journalctl -u containerd | sealock trace)
-        #[arg(long, default_value = "-")]
-        log: PathBuf,
-        /// The pod's id (the newest start in the log if not given)
-        id: Option<String>,
-    },
+    /// Show where the time of a pod's start went
+    Trace(trace::Arguments),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Check => check::run(),
         Command::Template { command } => template::run(command),
-        Command::Trace { log, id } => trace::run(&log, id.as_deref()),
+        Command::Trace(arguments) => trace::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -73,6 +73,7 @@ impl Sandbox {
     /// The pod didn't start, the specification can't be carried out, or the agent refuses. Nothing is left then.
     pub async fn create_container(self: &Arc<Self>, request: &ContainerRequest) -> Result<Container, Error> {
         state::check_name("the container's identifier", &request.id)?;
+        self.timeline().mark("create_received");
         if let Some(failure) = self.failure() {
             return Err(failure);
         }
@@ -99,6 +100,7 @@ impl Sandbox {
     /// As [`Sandbox::create_container`].
     pub async fn create_pause(self: &Arc<Self>, id: &str, spec: Value) -> Result<Container, Error> {
         state::check_name("the container's identifier", id)?;
+        self.timeline().mark("create_received");
         let attachment = Attachment::new(self, id, false, Streams::default())?;
         let spec = spec::prepare_pause(spec, self.vmm_pid())?;
         let prepared = Prepared {
@@ -265,24 +267,19 @@ impl Container {
         self.process.sandbox()
     }
 
-    /// Lets its process run. The pod's timeline is complete with its first container, and logged.
+    /// Lets its process run. The pod's timeline is complete with its first container, logged and kept.
     ///
     /// # Errors
     /// The program can't be executed, the container is not in a state to, or the pod has ended.
     pub async fn start(&self) -> Result<(), Error> {
+        self.sandbox().timeline().mark("start_received");
         self.process.attachment().open_stdin();
         let agent = self.process.agent();
         self.sandbox().answer(agent.start_container(&self.id)).await?;
         self.hooks.started(self.pid()).await;
-        let mut timeline = self.sandbox().timeline();
-        if timeline
-            .steps()
-            .iter()
-            .all(|step| step.step != "container_started")
-        {
-            timeline.mark("container_started");
-            timeline.log(self.sandbox().id());
-            self.sandbox().learn_working_set();
+        let sandbox = self.sandbox();
+        if sandbox.complete_timeline() {
+            sandbox.learn_working_set();
         }
         Ok(())
     }

@@ -552,6 +552,23 @@ impl Sandbox {
         &self.ports
     }
 
+    /// The first container runs: writes the timeline down, the first time. Returns whether it is that.
+    pub(crate) fn complete_timeline(&self) -> bool {
+        let mut timeline = self.timeline();
+        if timeline.has("container_started") {
+            return false;
+        }
+        timeline.mark("container_started");
+        timeline.log(&self.id);
+        let held = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, directory, _)) = &*held
+            && let Err(error) = timeline.keep(directory.path())
+        {
+            tracing::warn!(sandbox = self.id, %error, "cannot keep the timeline");
+        }
+        true
+    }
+
     pub(crate) fn timeline(&self) -> MutexGuard<'_, Timeline> {
         lock(&self.timeline)
     }

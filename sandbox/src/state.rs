@@ -260,6 +260,55 @@ pub fn read_record(path: &Path) -> Option<Record> {
     serde_json::from_slice(&text).ok()
 }
 
+/// A pod that has a directory.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Found {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its identifier.
+    pub id: String,
+    /// The directory.
+    pub path: PathBuf,
+}
+
+/// The pods below the state directory, in order; none if that doesn't exist.
+///
+/// # Errors
+/// It can't be read.
+pub fn pods(state_dir: &Path) -> io::Result<Vec<Found>> {
+    let mut all = Vec::new();
+    for (namespace, path) in named(state_dir)? {
+        for (id, path) in named(&path)? {
+            all.push(Found {
+                namespace: namespace.clone(),
+                id,
+                path,
+            });
+        }
+    }
+    all.sort();
+    Ok(all)
+}
+
+/// What a directory has with names that [`check_name`] allows; nothing if it is gone.
+fn named(directory: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut all = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if let Ok(name) = entry.file_name().into_string()
+            && check_name("the name", &name).is_ok()
+            && entry.file_type()?.is_dir()
+        {
+            all.push((name, entry.path()));
+        }
+    }
+    Ok(all)
+}
+
 /// How long killed processes may take to go away.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -428,6 +477,23 @@ mod tests {
         };
         pod.write_record(&record).unwrap();
         assert_eq!(read_record(pod.path()), Some(record));
+    }
+
+    #[test]
+    fn pods_are_found_and_nothing_else_is() {
+        let state = tempfile::tempdir().unwrap();
+        assert_eq!(pods(&state.path().join("none")).unwrap(), []);
+        fs::create_dir_all(state.path().join(".templates/one")).unwrap();
+        fs::write(state.path().join("file"), "").unwrap();
+        let made = [("b", "p1"), ("a", "p2"), ("a", "p1")]
+            .map(|(namespace, id)| PodDir::create(state.path(), namespace, id).unwrap());
+        let found: Vec<_> = pods(state.path()).unwrap();
+        let names: Vec<_> = found
+            .iter()
+            .map(|pod| (pod.namespace.as_str(), pod.id.as_str()))
+            .collect();
+        assert_eq!(names, [("a", "p1"), ("a", "p2"), ("b", "p1")]);
+        assert_eq!(found[2].path, made[0].path());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The timeline of a pod's start, as one line of the log.
+//! The timeline of a pod's start: one line of the log, and a file of the pod's while that exists.
 //!
 //! The line is the event with the message `timeline`; its field `sandbox` is the pod's identifier, its field `steps` a
 //! JSON list of `{"step": NAME, "ms": NUMBER}` in order, the milliseconds counted from the first step:
@@ -7,13 +7,24 @@
 //! time="…" level=info msg=timeline sandbox=t1 steps="[{\"step\":\"shim_start\",\"ms\":0.0},…]"
 //! ```
 //!
-//! [`parse`] reads it back.
+//! [`parse`] reads it back. The file, `timeline.json` in the pod's directory, holds the same list; [`Timeline::keep`] writes it,
+//! [`kept`] reads it. [`steps`] knows what the steps mean.
+
+pub mod steps;
+
+use std::{fs::File, io, io::Read, path::Path, time::SystemTime};
 
 use sealock_protocol::timeline::Mark;
 use serde::{Deserialize, Serialize};
 
 /// The most marks that are kept.
 const MAX_MARKS: usize = 64;
+
+/// The file in a pod's directory.
+const FILE: &str = "timeline.json";
+
+/// The largest file that is read: many times what [`MAX_MARKS`] take.
+const MAX_FILE: u64 = 64 * 1024;
 
 /// The message of the line.
 pub const MESSAGE: &str = "timeline";
@@ -82,12 +93,47 @@ impl Timeline {
             .collect()
     }
 
+    /// Whether `step` has been reached.
+    #[must_use]
+    pub fn has(&self, step: &str) -> bool {
+        self.0.iter().any(|mark| mark.step == step)
+    }
+
+    /// Writes the file in the pod's directory.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn keep(&self, directory: &Path) -> io::Result<()> {
+        let text = serde_json::to_vec(&self.steps())?;
+        let new = directory.join("timeline.json.new");
+        std::fs::write(&new, text)?;
+        std::fs::rename(&new, directory.join(FILE))
+    }
+
     /// Writes the line to the log.
     pub fn log(&self, sandbox: &str) {
         // A list of names and numbers.
         let steps = serde_json::to_string(&self.steps()).unwrap_or_default();
         tracing::info!(sandbox, steps, "timeline");
     }
+}
+
+/// The steps that a pod with this directory has kept.
+///
+/// # Errors
+/// There are none ([`io::ErrorKind::NotFound`]), or they make no sense.
+pub fn kept(directory: &Path) -> io::Result<Vec<Step>> {
+    let mut text = Vec::new();
+    File::open(directory.join(FILE))?
+        .take(MAX_FILE)
+        .read_to_end(&mut text)?;
+    serde_json::from_slice(&text).map_err(io::Error::from)
+}
+
+/// When a pod with this directory has kept its steps, if it has.
+#[must_use]
+pub fn kept_since(directory: &Path) -> Option<SystemTime> {
+    std::fs::metadata(directory.join(FILE)).ok()?.modified().ok()
 }
 
 /// Reads a line of a log: the pod's identifier and its steps, if the line is a timeline.
@@ -179,6 +225,23 @@ mod tests {
                 .collect(),
         );
         assert_eq!(timeline.steps().len(), MAX_MARKS);
+    }
+
+    #[test]
+    fn what_a_pod_keeps_is_read_back_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(
+            kept(directory.path()).unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
+        let mut timeline = Timeline::default();
+        timeline.mark_at("shim_start", 5_000);
+        timeline.mark_at("agent_hello", 12_505_000);
+        timeline.keep(directory.path()).unwrap();
+        assert_eq!(kept(directory.path()).unwrap(), timeline.steps());
+        assert!(timeline.has("agent_hello") && !timeline.has("agent_init"));
+        std::fs::write(directory.path().join(FILE), "[{\"step\":1}]").unwrap();
+        assert!(kept(directory.path()).is_err());
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod stats;
 mod streams;
 mod templates;
 mod terminal;
+mod trace;
 mod volumes;
 
 use std::{

@@ -22,15 +22,17 @@ const STORE: &str = "/run/sealock/.templates";
 const CONFIGURATION: &str = "/etc/sealock/config.toml";
 
 /// Where containerd writes what its shims log.
-const LOG: &str = "/var/log/containerd.log";
+pub(crate) const LOG: &str = "/var/log/containerd.log";
 
 /// Has pods be restored from templates, until this is dropped. Those of earlier tests' machines are gone.
-struct Templates;
+pub(crate) struct Templates;
 
 impl Templates {
-    fn on() -> Self {
+    pub(crate) fn on() -> Self {
         fs::create_dir_all("/etc/sealock").unwrap();
-        fs::write(CONFIGURATION, "templates = \"node\"\n").unwrap();
+        // Ten machines that boot at once on emulated processors take long.
+        let configuration = "templates = \"node\"\nagent_timeout_ms = 180000\n";
+        fs::write(CONFIGURATION, configuration).unwrap();
         template(&["delete", "--all"]);
         Self
     }
@@ -80,6 +82,19 @@ fn run(script: &str) -> (String, bool) {
     assert!(output.status.success(), "{}", story(&output));
     // The line is written before the container is started.
     (text(&output.stdout), logged(before).contains("vmm_restored"))
+}
+
+#[test]
+fn the_first_pod_boots_and_has_a_template_made_for_the_next() {
+    let host = Host::take();
+    let _templates = Templates::on();
+    assert!(!run("true").1);
+    wait_for_templates();
+    assert!(the_template().join("state").exists());
+    assert!(run("true").1);
+    let listed = template(&["list"]);
+    assert!(listed.contains("whole"), "{listed}");
+    host.assert_clean();
 }
 
 #[test]
