@@ -11,6 +11,8 @@ pub struct Footprint {
     pub pss: u64,
     /// The part of it in mappings of at least [`GUEST_MAPPING`], or of a template, which is mapped in pieces.
     pub pss_of_guest: u64,
+    /// What nobody else has.
+    pub private: u64,
 }
 
 /// A mapping this large, in KiB, is a guest's memory: nothing else of the VMM comes near.
@@ -38,6 +40,7 @@ pub fn footprint(pid: u32) -> Result<Footprint> {
                     sum.pss_of_guest += pss;
                 }
             }
+            Some("Private_Clean:" | "Private_Dirty:") => sum.private += kib(words.next())?,
             _ => {}
         }
     }
