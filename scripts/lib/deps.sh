@@ -3,6 +3,7 @@
 #
 #   need_packages PACKAGE...             installed from the machine's own apt sources
 #   need_backports VERSION PACKAGE...    the same, from <codename>-backports when the machine's own suite has less than VERSION
+#   need_archive PACKAGE                 puts a package's .deb into the working directory, without installing it
 #   debian_codename                      prints bookworm, trixie, ...
 #   debian_mirror                        prints the Debian mirror the machine uses
 #   as_root COMMAND...                   runs COMMAND as root, by sudo when needed
@@ -86,6 +87,15 @@ need_packages() {
     _deps_apt_get install "${missing[@]}" || {
         _deps_apt_get update
         _deps_apt_get install "${missing[@]}"
+    }
+}
+
+need_archive() {
+    printf '%s: fetching the Debian package %s\n' "${0##*/}" "$1" >&2
+    [[ -z $(_deps_unknown "$1") ]] || _deps_apt_get update
+    apt-get --quiet=2 download "$1" >/dev/null 2>&1 || {
+        _deps_apt_get update
+        apt-get --quiet=2 download "$1" >/dev/null
     }
 }
 
