@@ -6,14 +6,21 @@
 //! whole. The limits of containers are set in the guest; here none is.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
+    os::fd::AsFd,
     path::{Component, Path, PathBuf},
+    time::{Duration, Instant},
 };
 
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::statfs::{CGROUP2_SUPER_MAGIC, statfs},
+};
 use serde_json::Value;
 
-use crate::spec;
+use crate::{process::monotonic_deadline, spec};
 
 /// Where the hierarchy is mounted.
 const HIERARCHY: &str = "/sys/fs/cgroup";
@@ -226,7 +233,11 @@ pub fn remove_left(path: &Path) -> io::Result<()> {
     remove(path, &own(Path::new(HIERARCHY))?)
 }
 
-/// Removes a cgroup. The pod's processes are gone; who else is in it, a hook's daemon or this process, goes to `origin`.
+/// How long those that are ending in a cgroup may take.
+const REMOVAL: Duration = Duration::from_secs(10);
+
+/// Removes a cgroup. The pod's processes are gone; who else is in it, a hook's daemon or this process, goes to `origin`. Who is about
+/// to end can't go anywhere, and is waited for.
 fn remove(path: &Path, origin: &Path) -> io::Result<()> {
     let at = |error: io::Error| {
         io::Error::new(
@@ -234,13 +245,21 @@ fn remove(path: &Path, origin: &Path) -> io::Result<()> {
             format!("cannot remove cgroup {}: {error}", path.display()),
         )
     };
-    // Whoever is moved may have had a child meanwhile.
-    for _ in 0..16 {
+    let deadline = monotonic_deadline(REMOVAL);
+    loop {
         match fs::remove_dir(path) {
             Ok(()) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) if error.raw_os_error() != Some(libc::EBUSY) => return Err(at(error)),
+            Err(error) if error.raw_os_error() != Some(libc::EBUSY) || Instant::now() >= deadline => {
+                return Err(at(error));
+            }
             Err(_) => {}
+        }
+        // Read before anybody is moved, so that the kernel tells of every change from then on.
+        let events = File::open(path.join("cgroup.events")).map_err(at)?;
+        if io::read_to_string(&events).map_err(at)?.contains("populated 0") {
+            // Unless it has become so just now, there are cgroups in it.
+            return fs::remove_dir(path).map_err(at);
         }
         for pid in fs::read_to_string(path.join("cgroup.procs")).map_err(at)?.lines() {
             match fs::write(origin.join("cgroup.procs"), pid) {
@@ -249,8 +268,13 @@ fn remove(path: &Path, origin: &Path) -> io::Result<()> {
                 _ => {}
             }
         }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(at(error.into())),
+        }
     }
-    fs::remove_dir(path).map_err(at)
 }
 
 /// The cgroup of this process.
@@ -288,6 +312,8 @@ fn enable_controllers(hierarchy: &Path, directory: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
     use serde_json::json;
 
     use super::*;
@@ -331,11 +357,16 @@ mod tests {
         assert!(path_of(&json!({"linux": {"cgroupsPath": 3}})).is_err());
     }
 
-    /// A hierarchy mounted for one test.
-    struct Hierarchy(tempfile::TempDir);
+    /// A hierarchy mounted for one test: a test's process has one place in it, so one test at a time.
+    struct Hierarchy(
+        tempfile::TempDir,
+        #[expect(dead_code, reason = "what matters is its end")] MutexGuard<'static, ()>,
+    );
 
     impl Hierarchy {
         fn new() -> Self {
+            static ALONE: Mutex<()> = Mutex::new(());
+            let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
             let top = tempfile::tempdir().unwrap();
             nix::mount::mount(
                 Some("none"),
@@ -345,7 +376,7 @@ mod tests {
                 None::<&str>,
             )
             .expect("these tests need root and cgroup v2");
-            Self(top)
+            Self(top, alone)
         }
     }
 
@@ -388,6 +419,31 @@ mod tests {
         drop(PodCgroup::enter_below(top, path.clone()).unwrap());
         assert!(!path.exists());
         fs::remove_dir(&parent).unwrap();
+    }
+
+    #[test]
+    fn processes_that_come_and_go_keep_no_cgroup() {
+        let hierarchy = Hierarchy::new();
+        let top = hierarchy.0.path();
+        let path = top.join(format!("sealock-come-and-go-{}", std::process::id()));
+        let mut cgroup = PodCgroup::enter_below(top, path.clone()).unwrap();
+        let mut parent = std::process::Command::new("sh")
+            .args(["-c", "for i in $(seq 300); do true | true; done; sleep 1000"])
+            .spawn()
+            .unwrap();
+        cgroup.remove().unwrap();
+        assert!(!path.exists());
+        parent.kill().unwrap();
+        parent.wait().unwrap();
+
+        // What is in the way for good is said.
+        let mut cgroup = PodCgroup::enter_below(top, path.clone()).unwrap();
+        fs::create_dir(path.join("inside")).unwrap();
+        let error = cgroup.remove().unwrap_err();
+        assert!(error.to_string().contains("busy"), "{error}");
+        fs::remove_dir(path.join("inside")).unwrap();
+        cgroup.remove().unwrap();
+        assert!(!path.exists());
     }
 
     #[test]
