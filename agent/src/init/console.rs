@@ -4,8 +4,17 @@ use std::{fs::File, io::Write};
 
 /// Says something worth knowing when a guest is looked into. Failing to say it changes nothing.
 pub fn log(message: &str) {
+    // Level 2, "critical".
+    write(2, message);
+}
+
+/// Says why the guest ends: on the console, too, where the host finds it, even when the kernel is to be quiet but for emergencies.
+pub fn last_words(message: &str) {
+    write(0, message);
+}
+
+fn write(level: u8, message: &str) {
     if let Ok(mut log) = File::options().write(true).open("/dev/kmsg") {
-        // Level 2, "critical": shown on the console even when the kernel is to be quiet but for emergencies and the like.
-        let _ = log.write_all(format!("<2>sealock-agent: {message}\n").as_bytes());
+        let _ = log.write_all(format!("<{level}>sealock-agent: {message}\n").as_bytes());
     }
 }

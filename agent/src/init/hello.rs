@@ -3,23 +3,24 @@
 use std::{
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
+    time::Duration,
 };
 
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{
-        AddressFamily, MsgFlags, SockFlag, SockType, VsockAddr, connect, getsockopt, send, socket,
-        sockopt::SocketError,
-    },
+    sys::socket::{MsgFlags, getsockopt, send, sockopt::SocketError},
 };
 use sealock_protocol::{
     guest::{self, HELLO_PORT, VERSION},
     timeline::boottime_ns,
 };
 
-/// How long the host may take to accept, in milliseconds. The kernel gives up earlier, unless the host says nothing at all.
-const DEADLINE_MS: u16 = 10_000;
+use crate::linux::vsock;
+
+/// How long the host may take to accept: as long as it may wait for the hello itself, which it decides (`agent_timeout_ms`), so that
+/// it is not the guest that gives up first when the host has much to do.
+const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Why the host was not greeted.
 #[derive(Debug, thiserror::Error)]
@@ -49,18 +50,8 @@ impl Hello {
     /// # Errors
     /// [`HelloError::Connect`]
     pub fn begin(began_ns: u64) -> Result<Self, HelloError> {
-        let connect_error = |error: Errno| HelloError::Connect(error.into());
-        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-        let stream = socket(AddressFamily::Vsock, SockType::Stream, flags, None).map_err(connect_error)?;
-        match connect(
-            stream.as_raw_fd(),
-            &VsockAddr::new(libc::VMADDR_CID_HOST, HELLO_PORT),
-        ) {
-            Ok(()) | Err(Errno::EINPROGRESS) => {}
-            Err(error) => return Err(connect_error(error)),
-        }
         Ok(Self {
-            stream,
+            stream: vsock::begin_to_connect(HELLO_PORT, PATIENCE).map_err(HelloError::Connect)?,
             began_ns,
             said: false,
         })
@@ -79,7 +70,9 @@ impl Hello {
     /// # Errors
     /// [`HelloError::Refused`], [`HelloError::Say`]
     pub fn finish(mut self) -> Result<OwnedFd, HelloError> {
-        self.wait(PollTimeout::from(DEADLINE_MS))?;
+        // The kernel gives up before.
+        let patience = PollTimeout::try_from(2 * PATIENCE).unwrap_or(PollTimeout::MAX);
+        self.wait(patience)?;
         if !self.said {
             return Err(HelloError::Refused(io::ErrorKind::TimedOut.into()));
         }

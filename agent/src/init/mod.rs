@@ -55,7 +55,7 @@ enum InitError {
 pub fn run() -> ExitCode {
     let began_ns = boottime_ns();
     if let Err(error) = serve(began_ns) {
-        log(&error.to_string());
+        console::last_words(&error.to_string());
     }
     power_off()
 }

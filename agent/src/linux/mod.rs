@@ -10,6 +10,7 @@ pub mod scheduling;
 pub mod seccomp;
 pub mod terminal;
 pub mod user_namespace;
+pub mod vsock;
 
 use std::{
     io,

@@ -3,17 +3,25 @@
 //! Pipes, because a program may open /dev/stdout anew, which a socket does not allow. A full pipe stops the program, a
 //! full stream stops reading from the pipe: nothing is buffered without bound.
 
-use std::{fs::File, os::fd::OwnedFd};
+use std::{fs::File, io, os::fd::OwnedFd, time::Duration};
 
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
+    sys::socket::{getsockopt, sockopt::SocketError},
     unistd::pipe2,
 };
 use sealock_protocol::agent::Stdio as Ports;
-use tokio::net::unix::pipe;
-use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    net::unix::pipe,
+};
+use tokio_vsock::VsockStream;
 
 use super::error::Error;
+use crate::linux::vsock;
+
+/// How long the host may take to accept a stream: as long as a process may take to get ready.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The host's ends; what is absent is /dev/null to the program.
 #[derive(Debug, Default)]
@@ -49,13 +57,28 @@ async fn stream(name: &str, port: u32) -> Result<Option<VsockStream>, Error> {
     if port == 0 {
         return Ok(None);
     }
-    // The kernel gives up by itself when the host does not answer.
-    VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, port))
-        .await
-        .map(Some)
-        .map_err(Error::system(format!(
-            "connecting {name} to port {port} of the host"
-        )))
+    connect(port).await.map(Some).map_err(Error::system(format!(
+        "connecting {name} to port {port} of the host"
+    )))
+}
+
+/// Connects to a port of the host.
+///
+/// # Errors
+/// The host refuses, or does not answer.
+pub async fn connect(port: u32) -> io::Result<VsockStream> {
+    let socket = vsock::begin_to_connect(port, PATIENCE)?;
+    // SAFETY: it is the `AsyncFd`'s own, and stays open and the same for as long as it is watched.
+    let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::WRITABLE) }?;
+    let mut ready = socket.writable().await?;
+    // Whatever became of it, it won't be waited for again.
+    ready.clear_ready();
+    drop(ready);
+    let socket = socket.into_inner();
+    match getsockopt(&socket, SocketError)? {
+        0 => Ok(VsockStream::from(socket)),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
 }
 
 /// The agent's ends of a program's streams, those that are not /dev/null.

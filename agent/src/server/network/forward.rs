@@ -8,10 +8,9 @@ use std::{
 
 use sealock_protocol::agent::ConnectPortRequest;
 use tokio::{io::copy_bidirectional, net::TcpStream, time::timeout};
-use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 
 use super::{Error, message};
-use crate::init::log;
+use crate::{init::log, server::stdio};
 
 /// How long who listens may take to be connected to.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -30,8 +29,7 @@ pub async fn connect_port(request: &ConnectPortRequest) -> Result<(), Error> {
         .await
         .map_err(|_| Error::Deadline("connecting to the port"))?
         .map_err(Error::system(format!("connecting to port {port} of {address}")))?;
-    let host = VsockAddr::new(VMADDR_CID_HOST, request.stream_port);
-    let mut outer = VsockStream::connect(host)
+    let mut outer = stdio::connect(request.stream_port)
         .await
         .map_err(Error::system("connecting the stream to the host"))?;
     tokio::spawn(async move {
