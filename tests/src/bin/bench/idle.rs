@@ -1,8 +1,6 @@
 //! Containers that do nothing, and what their processes take.
 
-use std::{io::Read, process::Child};
-
-use anyhow::{Context, Result};
+use anyhow::{Result, ensure};
 use sealock_tests::{
     ctr::{self, Run, Runtime},
     host,
@@ -10,39 +8,30 @@ use sealock_tests::{
 };
 use serde::Serialize;
 
-/// A container that sleeps, until it is dropped.
-pub struct Sleeper {
-    id: String,
-    client: Child,
-}
+/// A container that sleeps, until it is dropped. It has no client that would count.
+pub struct Sleeper(Run);
 
 impl Sleeper {
     pub fn start(runtime: Runtime) -> Result<Self> {
-        let run = Run::busybox(runtime, &["sh", "-c", "echo up; exec sleep 100000"]);
-        let mut sleeper = Self {
-            id: run.id().to_owned(),
-            client: run.spawn(),
-        };
-        let mut up = [0; 3];
-        sleeper
-            .client
-            .stdout
-            .as_mut()
-            .context("its output is piped")?
-            .read_exact(&mut up)
-            .context("the idle container did not start")?;
-        Ok(sleeper)
+        let run = Run::busybox(runtime, &["sleep", "100000"]);
+        let started = run.clone().flag(&["--detach"]).to_command().output()?;
+        ensure!(
+            started.status.success(),
+            "the idle container did not start: {}",
+            String::from_utf8_lossy(&started.stderr)
+        );
+        Ok(Self(run))
     }
 
     pub fn id(&self) -> &str {
-        &self.id
+        self.0.id()
     }
 }
 
 impl Drop for Sleeper {
     fn drop(&mut self) {
-        let _ = ctr::ctr(&["task", "kill", "--signal", "SIGKILL", &self.id]);
-        let _ = self.client.wait();
+        let _ = ctr::ctr(&["task", "rm", "--force", self.id()]);
+        let _ = ctr::ctr(&["container", "rm", self.id()]);
     }
 }
 
