@@ -272,6 +272,28 @@ fn a_maker_that_is_killed_leaves_nothing_that_is_used() {
 }
 
 #[test]
+fn ten_at_once_make_one_template_and_are_all_restored_from_it() {
+    let host = Host::take();
+    let _templates = Templates::on();
+    for restored in [false, true] {
+        let before = log_length();
+        let children: Vec<_> = (0..10)
+            .map(|_| Run::busybox(Runtime::Sealock, &["true"]).spawn())
+            .collect();
+        for child in children {
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}", story(&output));
+        }
+        if restored {
+            assert_eq!(logged(before).matches("vmm_restored").count(), 10);
+        }
+        wait_for_templates();
+        the_template();
+    }
+    host.assert_clean();
+}
+
+#[test]
 fn a_template_serves_pods_with_more_processors() {
     let host = Host::take();
     let _templates = Templates::on();
