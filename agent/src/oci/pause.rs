@@ -85,4 +85,17 @@ mod tests {
         assert_eq!(limits.settings[0].value, "1");
         Pause::parse(br#"{"hostname": "pod", "linux": {"namespaces": [{"type": "mount"}]}}"#).unwrap_err();
     }
+
+    #[test]
+    fn a_namespace_that_a_pods_containers_cant_share_is_refused() {
+        let error = Pause::parse(
+            br#"{"linux": {
+                "namespaces": [{"type": "mount"}, {"type": "user"}],
+                "uidMappings": [{"containerID": 0, "hostID": 100000, "size": 65536}],
+                "gidMappings": [{"containerID": 0, "hostID": 100000, "size": 65536}]
+            }}"#,
+        )
+        .unwrap_err();
+        assert!(error.to_string().contains("user namespace"), "{error}");
+    }
 }

@@ -144,11 +144,6 @@ impl Container {
                 "linux.namespaces: there is nobody before the pod's own container to share one with",
             ));
         }
-        if plan.namespaces.user != oci::NamespaceSource::Guest {
-            return Err(
-                oci::SpecError::unsupported("linux.namespaces: a user namespace for a whole pod").into(),
-            );
-        }
         let launch = Launch {
             role: Role::Pause,
             namespaces: NewNamespaces::of(&plan.namespaces),
