@@ -47,16 +47,18 @@ struct Boot {
 }
 
 pub fn run() -> Result<()> {
-    let mut boots = Vec::new();
-    for memory_mib in MEMORY {
-        let (mut whole, mut guest) = (Vec::new(), Vec::new());
-        for round in 0..WARM_UP + RUNS {
+    let mut times = MEMORY.map(|_| (Vec::new(), Vec::new()));
+    for round in 0..WARM_UP + RUNS {
+        for (memory_mib, (whole, guest)) in MEMORY.into_iter().zip(&mut times) {
             let (took, of_guest) = boot(memory_mib)?;
             if round >= WARM_UP {
                 whole.push(took);
                 guest.push(of_guest);
             }
         }
+    }
+    let mut boots = Vec::new();
+    for (memory_mib, (whole, guest)) in MEMORY.into_iter().zip(times) {
         let boot = Boot {
             memory_mib,
             exec_to_hello_ms: Sample::of(whole)?,
