@@ -65,6 +65,12 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// Whether they name processors, which then have to be there.
+    #[must_use]
+    pub fn name_processors(&self) -> bool {
+        self.settings.iter().any(|setting| setting.file == "cpuset.cpus")
+    }
+
     /// Reads `linux.resources`.
     ///
     /// # Errors

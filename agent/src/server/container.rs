@@ -119,7 +119,7 @@ impl Container {
             ports,
             container: Some(&plan),
         };
-        let cgroup = Cgroup::create(id, &limits)?;
+        let cgroup = create_cgroup(around, id, &limits).await?;
         let ready = get_ready(around, &cgroup, launch, &plan).await;
         let base = oci::Container {
             mounts: Vec::new(),
@@ -151,7 +151,7 @@ impl Container {
             ports: &Stdio::new(),
             container: None,
         };
-        let cgroup = Cgroup::create(id, &limits)?;
+        let cgroup = create_cgroup(around, id, &limits).await?;
         let ready = get_ready(around, &cgroup, launch, &plan).await;
         Self::begin(around, id, cgroup, ready, None)
     }
@@ -329,6 +329,14 @@ struct Ready {
     first: Arc<Process>,
     attendance: Attendance,
     conversation: Conversation,
+}
+
+/// Processors that the limits name are there before.
+async fn create_cgroup(around: &Surroundings, id: &str, limits: &oci::Limits) -> Result<Cgroup, Error> {
+    if limits.name_processors() {
+        around.machine.processors_online().await?;
+    }
+    Ok(Cgroup::create(id, limits)?)
 }
 
 /// Has a container's first process created and waits until it is ready. After an error there is none in the cgroup.

@@ -31,10 +31,8 @@ pub struct Service {
 impl Service {
     /// On behalf of a pod.
     pub fn new(pod: Arc<Pod>) -> Self {
-        Self {
-            pod,
-            machine: Arc::new(Machine::new()),
-        }
+        let machine = Arc::clone(&pod.around.machine);
+        Self { pod, machine }
     }
 }
 

@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
-use super::{events::Events, init_link::InitLink, undelivered::Undelivered, volumes::Volumes};
+use super::{
+    events::Events, init_link::InitLink, machine::Machine, undelivered::Undelivered, volumes::Volumes,
+};
 
 /// What all containers of the pod have around them.
 #[derive(Debug)]
 pub struct Surroundings {
     /// Creates their processes.
     pub init: Arc<InitLink>,
+    /// What they run on.
+    pub machine: Arc<Machine>,
     /// What they share in the guest.
     pub volumes: Volumes,
     /// What the host is to be told of them.
@@ -22,6 +26,7 @@ impl Surroundings {
     pub fn new(init: Arc<InitLink>) -> Self {
         Self {
             init,
+            machine: Arc::new(Machine::new()),
             volumes: Volumes::default(),
             events: Arc::default(),
             undelivered: Undelivered::default(),
