@@ -273,7 +273,7 @@ fn a_maker_that_is_killed_leaves_nothing_that_is_used() {
 
 #[test]
 fn ten_at_once_make_one_template_and_are_all_restored_from_it() {
-    let host = Host::take();
+    let host = Host::take_for(Duration::from_secs(600));
     let _templates = Templates::on();
     for restored in [false, true] {
         let before = log_length();

@@ -1,6 +1,6 @@
 //! Bounds of the kernel's that it derives from the memory at boot: they are to fit the memory that there may be.
 //!
-//! Each is what the kernel would have chosen itself with that much memory, and raised only.
+//! Each but the last is what the kernel would have chosen itself with that much memory, and raised only.
 
 use std::{fs, io, path::Path};
 
@@ -9,7 +9,7 @@ use crate::init::log;
 const PAGE: u64 = 4096;
 
 /// The files below `/proc/sys` and what to write there for `most` bytes of memory.
-fn bounds(most: u64) -> [(&'static str, Vec<u64>); 7] {
+fn bounds(most: u64) -> [(&'static str, Vec<u64>); 8] {
     // kernel/fork.c: an eighth of memory in stacks of 16 KiB.
     let threads = most / (8 * 16 * 1024);
     // net/ipv4/tcp.c, udp.c: three quarters of it, it, and twice the first.
@@ -32,6 +32,8 @@ fn bounds(most: u64) -> [(&'static str, Vec<u64>); 7] {
             "net/netfilter/nf_conntrack_max",
             vec![(most / 16_384).clamp(1024, 262_144)],
         ),
+        // mm/util.c: by default an allocation of more than all memory is refused, and all is what there is so far. 1: none is.
+        ("vm/overcommit_memory", vec![1]),
     ]
 }
 
