@@ -1,7 +1,6 @@
 //! Pictures of measurements, as SVG: a start as a [`waterfall`], and [`bars`] side by side.
 //!
-//! What is drawn is given as names and numbers; what it looks like is decided here, so that all pictures look alike. There is no
-//! dependency: of SVG four elements are used.
+//! What it looks like is decided here, so that all pictures look alike. No library draws: of SVG four elements are used.
 
 pub mod bars;
 mod svg;

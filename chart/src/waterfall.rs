@@ -1,4 +1,6 @@
-//! Steps of something, from top to bottom in the order of their ends, each as long as it took.
+//! The steps of a start, from top to bottom in the order of their ends, each as long as it took.
+
+use sealock_sandbox::timeline::steps::{Actor, Span};
 
 use crate::{
     colour,
@@ -6,24 +8,9 @@ use crate::{
     ticks,
 };
 
-/// A step.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Span<'a> {
-    /// Its name.
-    pub name: &'a str,
-    /// The number of who did it, in [`draw`]'s list.
-    pub actor: usize,
-    /// When it began, in milliseconds.
-    pub from: f64,
-    /// When it ended, in milliseconds.
-    pub to: f64,
-    /// What it is.
-    pub what: &'a str,
-}
-
 /// Draws `spans`, each in the colour of its actor.
 #[must_use]
-pub fn draw(title: &str, actors: &[&str], spans: &[Span<'_>]) -> String {
+pub fn draw(title: &str, spans: &[Span<'_>]) -> String {
     const NAMES: f64 = 190.0;
     const PLOT: f64 = 640.0;
     const ROW: f64 = 22.0;
@@ -35,10 +22,10 @@ pub fn draw(title: &str, actors: &[&str], spans: &[Span<'_>]) -> String {
 
     let mut svg = Svg::new(NAMES + PLOT + 90.0, bottom + 34.0);
     svg.text(16.0, 26.0, Anchor::Start, 16, title);
-    for (number, actor) in actors.iter().enumerate() {
-        let x = NAMES + 150.0 * number as f64;
-        svg.rectangle(x, 42.0, 12.0, 12.0, colour(number), actor);
-        svg.text(x + 18.0, 52.0, Anchor::Start, 12, actor);
+    for actor in Actor::ALL {
+        let x = NAMES + 150.0 * actor.number() as f64;
+        svg.rectangle(x, 42.0, 12.0, 12.0, colour(actor.number()), actor.name());
+        svg.text(x + 18.0, 52.0, Anchor::Start, 12, actor.name());
     }
     for (ms, text) in ticks(end) {
         svg.line((at(ms), TOP - 6.0), (at(ms), bottom), "#dddddd");
@@ -48,10 +35,17 @@ pub fn draw(title: &str, actors: &[&str], spans: &[Span<'_>]) -> String {
     for (row, span) in spans.iter().enumerate() {
         let y = TOP + ROW * row as f64;
         let tip = format!("{:.1} to {:.1} ms: {}", span.from, span.to, span.what);
-        svg.text(NAMES - 10.0, y + 14.0, Anchor::End, 12, span.name);
+        svg.text(NAMES - 10.0, y + 14.0, Anchor::End, 12, span.step);
         // Even what took no time is to be seen.
         let width = (at(span.to) - at(span.from)).max(1.5);
-        svg.rectangle(at(span.from), y + 4.0, width, ROW - 8.0, colour(span.actor), &tip);
+        svg.rectangle(
+            at(span.from),
+            y + 4.0,
+            width,
+            ROW - 8.0,
+            colour(span.actor.number()),
+            &tip,
+        );
         svg.text(
             at(span.from) + width + 5.0,
             y + 14.0,
@@ -69,8 +63,8 @@ mod tests {
 
     #[test]
     fn every_step_is_there_with_its_time() {
-        let span = |name, actor, from, to| Span {
-            name,
+        let span = |step, actor, from, to| Span {
+            step,
             actor,
             from,
             to,
@@ -78,8 +72,10 @@ mod tests {
         };
         let picture = draw(
             "start of demo",
-            &["shim", "guest"],
-            &[span("spawned", 0, 0.0, 12.5), span("hello", 1, 12.5, 20.0)],
+            &[
+                span("spawned", Actor::Shim, 0.0, 12.5),
+                span("hello", Actor::Guest, 12.5, 20.0),
+            ],
         );
         for text in [
             "start of demo",
@@ -90,6 +86,6 @@ mod tests {
         ] {
             assert!(picture.contains(text), "{text}: {picture}");
         }
-        assert!(draw("nothing", &[], &[]).ends_with("</svg>\n"));
+        assert!(draw("nothing", &[]).ends_with("</svg>\n"));
     }
 }

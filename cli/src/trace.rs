@@ -11,10 +11,7 @@ use sealock_chart::waterfall;
 use sealock_sandbox::{
     Config,
     state::{self, Found},
-    timeline::{
-        self, Step,
-        steps::{Actor, spans},
-    },
+    timeline::{self, Step, steps::spans},
 };
 
 /// Which start to show, and how.
@@ -146,17 +143,7 @@ fn table(pod: &str, steps: &[Step]) -> String {
 }
 
 fn picture(pod: &str, steps: &[Step]) -> String {
-    let spans: Vec<_> = spans(steps)
-        .into_iter()
-        .map(|span| waterfall::Span {
-            name: span.step,
-            actor: span.actor.number(),
-            from: span.from,
-            to: span.to,
-            what: span.what,
-        })
-        .collect();
-    waterfall::draw(&format!("start of {pod}"), &Actor::ALL.map(Actor::name), &spans)
+    waterfall::draw(&format!("start of {pod}"), &spans(steps))
 }
 
 #[cfg(test)]

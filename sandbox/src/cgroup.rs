@@ -14,13 +14,15 @@ use std::{
 };
 
 use nix::{
-    errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
+    poll::PollFlags,
     sys::statfs::{CGROUP2_SUPER_MAGIC, statfs},
 };
 use serde_json::Value;
 
-use crate::{process::monotonic_deadline, spec};
+use crate::{
+    process::{monotonic_deadline, wait_until},
+    spec,
+};
 
 /// Where the hierarchy is mounted.
 const HIERARCHY: &str = "/sys/fs/cgroup";
@@ -268,12 +270,8 @@ fn remove(path: &Path, origin: &Path) -> io::Result<()> {
                 _ => {}
             }
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], timeout) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(at(error.into())),
-        }
+        // At the deadline there is a last attempt.
+        let _ = wait_until(events.as_fd(), PollFlags::POLLPRI, deadline).map_err(at)?;
     }
 }
 

@@ -92,7 +92,7 @@ impl ProcessId {
             return Ok(true);
         }
         send_signal(pidfd.as_fd(), signal)?;
-        wait_until(pidfd.as_fd(), deadline)
+        wait_until(pidfd.as_fd(), PollFlags::POLLIN, deadline)
     }
 }
 
@@ -135,12 +135,12 @@ fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     }
 }
 
-/// Waits for the end of a process; false when the deadline comes first.
-fn wait_until(pidfd: BorrowedFd<'_>, deadline: Instant) -> io::Result<bool> {
+/// Waits for one of `events`, which of a pidfd is the process's end (`POLLIN`); false when the deadline comes first.
+pub(crate) fn wait_until(fd: BorrowedFd<'_>, events: PollFlags, deadline: Instant) -> io::Result<bool> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(pidfd, PollFlags::POLLIN)], timeout) {
+        match poll(&mut [PollFd::new(fd, events)], timeout) {
             Ok(0) if left.is_zero() => return Ok(false),
             Ok(0) | Err(nix::Error::EINTR) => {}
             Ok(_) => return Ok(true),

@@ -19,20 +19,18 @@ use sealock_protocol::agent::{
 use tokio::task::spawn_blocking;
 use ttrpc::r#async::TtrpcContext;
 
-use super::{error::Error, machine::Machine, network::connect_port, pod::Pod, restore};
+use super::{error::Error, network::connect_port, pod::Pod, restore};
 
 /// Answers the host.
 #[derive(Debug)]
 pub struct Service {
     pod: Arc<Pod>,
-    machine: Arc<Machine>,
 }
 
 impl Service {
     /// On behalf of a pod.
     pub fn new(pod: Arc<Pod>) -> Self {
-        let machine = Arc::clone(&pod.around.machine);
-        Self { pod, machine }
+        Self { pod }
     }
 }
 
@@ -65,7 +63,7 @@ impl Agent for Service {
         request: CreateSandboxRequest,
     ) -> ttrpc::Result<CreateSandboxResponse> {
         self.pod.set_up(&request)?;
-        self.machine.set_up(&request)?;
+        self.pod.around.machine.set_up(&request)?;
         Ok(CreateSandboxResponse::new())
     }
 
@@ -88,7 +86,7 @@ impl Agent for Service {
     ) -> ttrpc::Result<StartContainerResponse> {
         let container = self.pod.container(&request.id)?;
         // A program may look at once how many CPUs it has.
-        self.machine.processors_online().await?;
+        self.pod.around.machine.processors_online().await?;
         to_the_end(async move { container.start().await }).await?;
         Ok(StartContainerResponse::new())
     }
@@ -255,7 +253,7 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: ResizeSandboxRequest,
     ) -> ttrpc::Result<ResizeSandboxResponse> {
-        let machine = Arc::clone(&self.machine);
+        let machine = Arc::clone(&self.pod.around.machine);
         to_the_end(async move { machine.resize(request.vcpus, request.memory_mib).await }).await?;
         Ok(ResizeSandboxResponse::new())
     }
@@ -266,7 +264,7 @@ impl Agent for Service {
         request: AwaitMemoryPressureRequest,
     ) -> ttrpc::Result<AwaitMemoryPressureResponse> {
         let mut response = AwaitMemoryPressureResponse::new();
-        response.memory_mib = self.machine.pressure(request.memory_mib).await;
+        response.memory_mib = self.pod.around.machine.pressure(request.memory_mib).await;
         Ok(response)
     }
 

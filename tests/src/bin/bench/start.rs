@@ -4,10 +4,7 @@ use std::{fs, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 use sealock_chart::{bars::Bars, waterfall};
-use sealock_sandbox::timeline::{
-    self, Step,
-    steps::{Actor, spans},
-};
+use sealock_sandbox::timeline::{self, Step, steps::spans};
 use sealock_tests::ctr::{self, Run};
 use serde::Serialize;
 
@@ -127,17 +124,7 @@ pub fn run() -> Result<()> {
         ),
         ("start-booted", "a start that boots", &figures.cold_steps),
     ] {
-        let spans: Vec<_> = spans(steps)
-            .into_iter()
-            .map(|span| waterfall::Span {
-                name: span.step,
-                actor: span.actor.number(),
-                from: span.from,
-                to: span.to,
-                what: span.what,
-            })
-            .collect();
-        let picture = waterfall::draw(title, &Actor::ALL.map(Actor::name), &spans);
+        let picture = waterfall::draw(title, &spans(steps));
         report::leave(&format!("{name}.svg"), picture.as_bytes())?;
     }
     Ok(())
