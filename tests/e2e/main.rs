@@ -31,6 +31,7 @@ mod trace;
 mod volumes;
 
 use std::{
+    io::{self, Write},
     process::{Command, Output},
     sync::{
         Mutex, MutexGuard, Once, PoisonError,
@@ -69,24 +70,38 @@ impl Deadline {
         if ended.recv_timeout(after) != Err(RecvTimeoutError::Timeout) {
             return;
         }
-        eprintln!("\nthe test does not end");
-        tell_of_the_host();
+        // Not by eprintln!, which keeps it until the test has ended.
+        let told = format!("\nthe test does not end\n{}\n", of_the_host());
+        let _ = io::stderr().write_all(told.as_bytes());
         std::process::exit(Self::STATUS);
     }
 }
 
-/// Processes, and what the shims have logged of late.
-fn tell_of_the_host() {
-    eprintln!("\non the host there is:");
+/// Processes, memory, what the kernel said and what the shims have logged of late.
+fn of_the_host() -> String {
+    let mut told = String::from("\non the host there is:\n");
     for [program, arguments] in [
         [
             "ps",
             "-ww --ppid 2 -p 2 --deselect -o pid,ppid,stat,time,wchan:24,args --forest",
         ],
-        ["tail", "-n 40 /var/log/containerd.log"],
+        ["free", "-m"],
+        ["sh", "-c dmesg|tail"],
+        ["tail", "-n 60 /var/log/containerd.log"],
     ] {
         // What can't be told isn't.
-        let _ = Command::new(program).args(arguments.split(' ')).status();
+        if let Ok(output) = Command::new(program).args(arguments.split(' ')).output() {
+            told += &text(&output.stdout);
+        }
+    }
+    told
+}
+
+/// Ends what a failed test has left running: those after it are to find what they expect.
+fn end_containers() {
+    for id in text(&ctr::ctr(&["container", "ls", "-q"]).stdout).lines() {
+        let _ = ctr::ctr(&["task", "rm", "-f", id]);
+        let _ = ctr::ctr(&["container", "rm", id]);
     }
 }
 
@@ -126,7 +141,8 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         if thread::panicking() {
-            tell_of_the_host();
+            eprintln!("{}", of_the_host());
+            end_containers();
         }
     }
 }
