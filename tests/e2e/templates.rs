@@ -48,7 +48,7 @@ fn sealock(words: &[&str]) -> Output {
     Command::new("sealock").args(words).output().unwrap()
 }
 
-fn template(words: &[&str]) -> String {
+pub(crate) fn template(words: &[&str]) -> String {
     let output = sealock(&[&["template"], words].concat());
     assert!(output.status.success(), "{}", story(&output));
     text(&output.stdout)
@@ -67,11 +67,11 @@ fn the_template() -> PathBuf {
 }
 
 /// What the shims have logged since `from`, a length of the log.
-fn logged(from: usize) -> String {
+pub(crate) fn logged(from: usize) -> String {
     text(&fs::read(LOG).unwrap()[from..])
 }
 
-fn log_length() -> usize {
+pub(crate) fn log_length() -> usize {
     fs::read(LOG).unwrap().len()
 }
 

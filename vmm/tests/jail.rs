@@ -310,6 +310,8 @@ mod filter {
             "F_GETFD" => bits(libc::F_GETFD),
             "F_GETFL" => bits(libc::F_GETFL),
             "F_SETFL" => bits(libc::F_SETFL),
+            "1 MiB" => 1 << 20,
+            "F_SETPIPE_SZ" => bits(libc::F_SETPIPE_SZ),
             "F_DUPFD_CLOEXEC" => bits(libc::F_DUPFD_CLOEXEC),
             "MADV_DONTNEED" => bits(libc::MADV_DONTNEED),
             "PR_SET_NAME" => bits(libc::PR_SET_NAME),

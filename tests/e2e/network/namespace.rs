@@ -11,8 +11,45 @@ use sealock_tests::{
     host::pids_of,
 };
 
-use super::{Pod, assert_nothing_on, assert_reaches, on_bridge};
-use crate::{Host, story, text};
+use super::{
+    Pod, SERVER, Server, assert_nothing_on, assert_reaches, assert_says_done, client, on_bridge, python,
+};
+use crate::{
+    Host, story,
+    templates::{self, Templates},
+    text,
+};
+
+#[test]
+fn restored_pods_have_the_network_of_their_own_namespace() {
+    let host = Host::take();
+    let _templates = Templates::on();
+    templates::template(&["create"]);
+    let before = templates::log_length();
+    let pod = Pod::serving("one", &[cni::bridge(1500)]);
+    let two = on_bridge("two", 1500);
+    let to = &pod.addresses;
+    let lines = format!(
+        "print(open('/sys/class/net/eth0/address').read())
+for to in ('{}', '{}', '10.77.0.1'): tcp(to); udp(to, 5000)",
+        to[0], to[1]
+    );
+    let outside = Server::on_host(SERVER);
+    let output = python(&two, &client(&lines)).output();
+    assert_says_done(&output);
+    let address = two
+        .command(&["cat", "/sys/class/net/eth0/address"])
+        .output()
+        .unwrap();
+    assert_eq!(
+        text(&output.stdout).lines().next(),
+        text(&address.stdout).lines().next()
+    );
+    drop(outside);
+    assert_eq!(templates::logged(before).matches("vmm_restored").count(), 2);
+    drop((pod.stop(), two));
+    host.assert_clean();
+}
 
 #[test]
 fn interfaces_and_routes_are_those_of_the_namespace() {

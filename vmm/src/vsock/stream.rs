@@ -16,6 +16,10 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::packet::Pieces;
 
+/// What a pipe that was full may hold, in bytes: the device and the reader take turns less often. The most that the host gives
+/// to those without privileges, and what the pod's memory is charged for.
+pub const LARGE_PIPE: i32 = 1024 * 1024;
+
 /// A non-blocking descriptor, and which way it can be used now.
 ///
 /// Readiness is edge-triggered: [`Stream::readable`] and [`Stream::writable`] are set by events and cleared when the
@@ -24,6 +28,8 @@ use super::packet::Pieces;
 pub struct Stream {
     file: File,
     socket: bool,
+    /// A pipe of the usual capacity that has not been full yet.
+    small: bool,
     source: bool,
     sink: bool,
     polled: bool,
@@ -68,6 +74,7 @@ impl Stream {
         Ok(Self {
             file,
             socket: kind.is_socket(),
+            small: kind.is_fifo(),
             source,
             sink,
             polled: false,
@@ -177,6 +184,7 @@ impl Stream {
                     }
                 }
                 Err(_) if total > 0 => break,
+                Err(error) if self.blocked(&error) && self.enlarge() => return self.write_from(data),
                 Err(error) => return self.not_written(&error),
             }
         }
@@ -194,9 +202,15 @@ impl Stream {
                 Ok(0) => Moved::Failed,
                 Ok(bytes) => Moved::Bytes(bytes),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if self.blocked(&error) && self.enlarge() => continue,
                 Err(error) => self.not_written(&error),
             };
         }
+    }
+
+    /// Has a pipe hold more, once: whether it does now.
+    fn enlarge(&mut self) -> bool {
+        std::mem::take(&mut self.small) && fcntl(&self.file, FcntlArg::F_SETPIPE_SZ(LARGE_PIPE)).is_ok()
     }
 
     fn not_written(&mut self, error: &io::Error) -> Moved {
@@ -296,6 +310,25 @@ mod tests {
             null.read_into(&Pieces::of_bytes(&mut bytes)),
             Moved::End
         ));
+    }
+
+    #[test]
+    fn a_pipe_that_is_full_is_enlarged_once() {
+        let (reader, writer) = io::pipe().unwrap();
+        let mut stream = Stream::new(writer.into()).unwrap();
+        stream.watch(&Epoll::new().unwrap(), 1).unwrap();
+        let mut written = 0;
+        loop {
+            match stream.write([&[0; 8192], &[]]) {
+                Moved::Bytes(bytes) => written += bytes,
+                Moved::WouldBlock => break,
+                other => panic!("{other:?}"),
+            }
+            let capacity = fcntl(&reader, FcntlArg::F_GETPIPE_SZ).unwrap();
+            assert!(capacity == LARGE_PIPE || written <= 64 * 1024);
+        }
+        assert_eq!(written, LARGE_PIPE as usize);
+        assert!(!stream.writable());
     }
 
     #[test]

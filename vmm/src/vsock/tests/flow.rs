@@ -11,6 +11,7 @@ use super::guest::{GUEST_BUF_ALLOC, Guest, packet, pattern};
 use crate::vsock::{
     connection::{BUF_ALLOC, Ports},
     packet::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_SEND},
+    stream::LARGE_PIPE,
 };
 
 /// Sends all of `data` as credit allows, waiting for more of it.
@@ -88,8 +89,8 @@ fn a_guest_that_exceeds_its_credit_is_reset_and_nothing_before_is_lost() {
     let mut guest = Guest::new();
     let (mut reader, writer) = std::io::pipe().unwrap();
     let ports = guest.connect(7, writer);
-    let room = pattern(usize::try_from(BUF_ALLOC).unwrap() + 64 * 1024);
-    // The pipe takes 64 KiB of it, and so much more credit there is.
+    let room = pattern(usize::try_from(BUF_ALLOC).unwrap() + usize::try_from(LARGE_PIPE).unwrap());
+    // The pipe takes so much of it, and so much more credit there is.
     for part in room.chunks(64 * 1024) {
         guest.send(packet(Op::ReadWrite, ports), part);
     }
