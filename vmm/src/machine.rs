@@ -39,7 +39,7 @@ use crate::{
     pci::{
         bridge::HostBridge,
         bus::{self, Bus},
-        msix::KvmMessenger,
+        routing::KvmMessenger,
     },
     pvpanic::Pvpanic,
     template::{
@@ -397,7 +397,7 @@ impl Machine {
             wiring: Wiring {
                 memory,
                 loops: Arc::new(EventLoops::new(ending.clone())),
-                messenger: Arc::new(KvmMessenger(vm.clone())),
+                messenger: Arc::new(KvmMessenger::new(vm.clone())),
                 doorbells: Arc::new(KvmDoorbells(vm.clone())),
             },
             nets: Vec::new(),

@@ -266,9 +266,9 @@ mod filter {
 
     fn constant(name: &str) -> u64 {
         use kvm_bindings::{
-            kvm_clock_data, kvm_cpuid2, kvm_debugregs, kvm_ioeventfd, kvm_irqchip, kvm_lapic_state,
-            kvm_mp_state, kvm_msi, kvm_msr_list, kvm_msrs, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
-            kvm_xsave,
+            kvm_clock_data, kvm_cpuid2, kvm_debugregs, kvm_ioeventfd, kvm_irq_routing, kvm_irqchip,
+            kvm_irqfd, kvm_lapic_state, kvm_mp_state, kvm_msi, kvm_msr_list, kvm_msrs, kvm_regs, kvm_sregs,
+            kvm_vcpu_events, kvm_xcrs, kvm_xsave,
         };
         let (none, write, read, both) = (0, 1, 2, 3);
         let (kvm, tun, vhost) = (0xae, u64::from(b'T'), 0xaf);
@@ -276,6 +276,8 @@ mod filter {
             "KVM_RUN" => ioctl(none, kvm, 0x80, 0),
             "KVM_CREATE_VCPU" => ioctl(none, kvm, 0x41, 0),
             "KVM_IOEVENTFD" => ioctl(write, kvm, 0x79, size_of::<kvm_ioeventfd>()),
+            "KVM_SET_GSI_ROUTING" => ioctl(write, kvm, 0x6a, size_of::<kvm_irq_routing>()),
+            "KVM_IRQFD" => ioctl(write, kvm, 0x76, size_of::<kvm_irqfd>()),
             "KVM_SIGNAL_MSI" => ioctl(write, kvm, 0xa5, size_of::<kvm_msi>()),
             "KVM_GET_REGS" => ioctl(read, kvm, 0x81, size_of::<kvm_regs>()),
             "KVM_SET_MSRS" => ioctl(write, kvm, 0x89, size_of::<kvm_msrs>()),

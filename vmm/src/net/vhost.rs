@@ -1,7 +1,7 @@
 //! vhost-net: the host's kernel serves a pair of queues by itself (Linux: `include/uapi/linux/vhost.h`).
 //!
-//! It sees the guest's notifications as the VMM would, by the queue's eventfd. Its interrupts come by an eventfd too, and are
-//! passed on here, so that masks and the vectors that the driver assigns are looked at in one place.
+//! It sees the guest's notifications as the VMM would, by the queue's eventfd. Its interrupts go by an eventfd too: straight to KVM
+//! while the driver has their vector unmasked, and otherwise to here, to be pending.
 
 use std::{
     io,
@@ -203,6 +203,7 @@ impl Served {
         kernel
             .set_vring_call(index, call)
             .map_err(refused("take a queue's interrupt"))?;
+        active.interrupt.connect(call);
         kernel
             .set_vring_kick(index, &active.kick)
             .map_err(refused("take a queue's notifications"))
@@ -250,6 +251,7 @@ impl Drop for Served {
         for index in 0..self.queues.len() {
             // Fails only for a queue that isn't served.
             let _ = self.set_backend(index, -1);
+            self.queues[index].interrupt.disconnect();
         }
     }
 }

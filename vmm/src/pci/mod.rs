@@ -8,3 +8,4 @@ pub mod bridge;
 pub mod bus;
 pub mod config;
 pub mod msix;
+pub mod routing;

@@ -3,13 +3,15 @@
 //! A vector is delivered with `KVM_SIGNAL_MSI` and the address and data that its table entry holds at that moment. The
 //! other way, an irqfd and an entry of KVM's interrupt routing for each vector, would save a lock and a copy with every
 //! interrupt; but each change of the routing waits for a grace period, and the guest makes one with every vector it
-//! sets up while it boots. Who delivers interrupts from outside this process needs irqfds; nobody does yet.
+//! sets up while it boots. Only what interrupts from outside this process is given one ([`Messenger::route`]).
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use kvm_bindings::kvm_msi;
-use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::template::Mismatch;
 
@@ -38,22 +40,13 @@ pub struct Message {
 pub trait Messenger: Send + Sync {
     /// Sends `message`. Never blocks.
     fn send(&self, message: Message);
-}
 
-/// KVM's interrupt controllers.
-pub struct KvmMessenger(pub Arc<VmFd>);
-
-impl Messenger for KvmMessenger {
-    #[allow(clippy::cast_possible_truncation)]
-    fn send(&self, message: Message) {
-        // A message to nowhere is the guest's mistake, and the guest misses its interrupt.
-        let _ = self.0.signal_msi(kvm_msi {
-            address_lo: message.address as u32,
-            address_hi: (message.address >> 32) as u32,
-            data: message.data,
-            ..Default::default()
-        });
-    }
+    /// Has each event of `event` send `message` without this process, from now on and until it is told otherwise; with `None`
+    /// nothing more. That is to be said before `event` is closed.
+    ///
+    /// # Errors
+    /// The host's kernel refuses. Nothing has changed.
+    fn route(&self, event: &EventFd, message: Option<Message>) -> io::Result<()>;
 }
 
 /// The vectors of a function.
@@ -93,6 +86,12 @@ impl Msix {
         }
     }
 
+    /// What its messages are sent by.
+    #[must_use]
+    pub fn messenger(&self) -> &dyn Messenger {
+        &*self.messenger
+    }
+
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -101,6 +100,15 @@ impl Msix {
     #[must_use]
     pub fn enabled(&self) -> bool {
         self.state().control & ENABLE != 0
+    }
+
+    /// What `vector` sends now: nothing while it is masked, or doesn't exist, or MSI-X is disabled.
+    #[must_use]
+    pub fn deliverable(&self, vector: u16) -> Option<Message> {
+        let state = self.state();
+        let entry = state.entries.get(usize::from(vector))?;
+        let now = state.control & (ENABLE | MASK_ALL) == ENABLE && entry.control & VECTOR_MASKED == 0;
+        now.then_some(entry.message)
     }
 
     /// Interrupts with `vector`, now or when it is unmasked. A vector that doesn't exist is ignored, as is any while
@@ -242,17 +250,26 @@ pub(crate) mod tests {
 
     /// Keeps what was sent.
     #[derive(Default)]
-    pub struct Recorder(Mutex<Vec<Message>>);
+    pub struct Recorder(Mutex<Vec<Message>>, Mutex<Vec<Option<Message>>>);
 
     impl Recorder {
         pub fn take(&self) -> Vec<Message> {
             std::mem::take(&mut self.0.lock().unwrap())
+        }
+
+        pub fn take_routes(&self) -> Vec<Option<Message>> {
+            std::mem::take(&mut self.1.lock().unwrap())
         }
     }
 
     impl Messenger for Recorder {
         fn send(&self, message: Message) {
             self.0.lock().unwrap().push(message);
+        }
+
+        fn route(&self, _event: &EventFd, message: Option<Message>) -> io::Result<()> {
+            self.1.lock().unwrap().push(message);
+            Ok(())
         }
     }
 

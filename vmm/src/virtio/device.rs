@@ -230,6 +230,13 @@ impl ActiveQueue {
 pub trait DriverInterrupt: Send + Sync {
     /// Interrupts the driver. Never blocks; callable from any thread.
     fn trigger(&self);
+
+    /// Has the host's kernel interrupt the driver with each event of `event`, where and while it can. Otherwise the event stays
+    /// to be read, by whoever then has to call [`DriverInterrupt::trigger`].
+    fn connect(&self, _event: &EventFd) {}
+
+    /// Undoes [`DriverInterrupt::connect`].
+    fn disconnect(&self) {}
 }
 
 /// Why a device could not be activated.

@@ -1,15 +1,16 @@
 //! A device's interrupts (virtio 1.2, 4.1.5.1.2 to 4.1.5.4): MSI-X vectors that the driver assigns to queues.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicU8, AtomicU16, Ordering},
 };
 
 use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::device::DriverInterrupt;
 use crate::{
-    pci::msix::{Entry, Msix},
+    pci::msix::{Entry, Message, Msix},
     template::Mismatch,
 };
 
@@ -34,8 +35,18 @@ pub struct Interrupts {
     vectors: u16,
     config_vector: AtomicU16,
     queue_vectors: Vec<AtomicU16>,
+    /// What interrupts for a queue from outside this process.
+    outside: Mutex<Vec<Outside>>,
     /// What a driver without MSI-X would look at. There is no interrupt pin, so such a driver has to poll.
     isr: AtomicU8,
+}
+
+/// An eventfd whose events are interrupts of a queue.
+struct Outside {
+    queue: usize,
+    event: EventFd,
+    /// What the host's kernel sends for it.
+    sends: Option<Message>,
 }
 
 impl Interrupts {
@@ -47,14 +58,61 @@ impl Interrupts {
             vectors,
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
+            outside: Mutex::default(),
             isr: AtomicU8::new(0),
         }
     }
 
-    /// The vectors themselves.
+    /// The vectors themselves. To be followed by [`Interrupts::follow`] where they are changed.
     #[must_use]
     pub fn msix(&self) -> &Msix {
         &self.msix
+    }
+
+    /// Has what interrupts from outside this process do so with the vectors as they are now.
+    pub fn follow(&self) {
+        for outside in &mut *self.outside() {
+            self.follow_one(outside);
+        }
+    }
+
+    fn follow_one(&self, outside: &mut Outside) {
+        let message = self.msix.deliverable(self.queue_vector(outside.queue));
+        // Where the host's kernel refuses, events are left to whoever watches for them here.
+        if message != outside.sends && self.msix.messenger().route(&outside.event, message).is_ok() {
+            outside.sends = message;
+        }
+    }
+
+    fn outside(&self) -> MutexGuard<'_, Vec<Outside>> {
+        self.outside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has each event of `event` interrupt for `queue` without this process, while the vector can be delivered.
+    fn connect(&self, queue: usize, event: &EventFd) {
+        // Without a descriptor for it, events are left to whoever watches for them here.
+        if let Ok(event) = event.try_clone() {
+            let mut outside = Outside {
+                queue,
+                event,
+                sends: None,
+            };
+            let mut all = self.outside();
+            self.follow_one(&mut outside);
+            all.push(outside);
+        }
+    }
+
+    /// Undoes [`Interrupts::connect`].
+    fn disconnect(&self, queue: usize) {
+        self.outside().retain(|outside| {
+            let other = outside.queue != queue;
+            if !other && outside.sends.is_some() {
+                // Fails only for what isn't there.
+                let _ = self.msix.messenger().route(&outside.event, None);
+            }
+            other
+        });
     }
 
     /// The vector of the configuration.
@@ -80,6 +138,7 @@ impl Interrupts {
     pub fn set_queue_vector(&self, queue: usize, vector: u16) {
         if let Some(place) = self.queue_vectors.get(queue) {
             place.store(self.existing(vector), Ordering::Relaxed);
+            self.follow();
         }
     }
 
@@ -93,6 +152,7 @@ impl Interrupts {
         for vector in &self.queue_vectors {
             vector.store(NO_VECTOR, Ordering::Relaxed);
         }
+        self.follow();
         self.isr.store(0, Ordering::Relaxed);
     }
 
@@ -162,6 +222,14 @@ impl DriverInterrupt for OfQueue {
     fn trigger(&self) {
         self.interrupts.trigger_queue(self.queue);
     }
+
+    fn connect(&self, event: &EventFd) {
+        self.interrupts.connect(self.queue, event);
+    }
+
+    fn disconnect(&self) {
+        self.interrupts.disconnect(self.queue);
+    }
 }
 
 /// The interrupt of the configuration.
@@ -197,6 +265,45 @@ mod tests {
         let data: Vec<_> = recorder.take().iter().map(|message| message.data).collect();
         assert_eq!(data, [0x42, 0x40]);
         assert_eq!(interrupts.take_isr(), 0);
+    }
+
+    #[test]
+    fn what_interrupts_from_outside_follows_assignments_and_masks() {
+        let (interrupts, recorder) = interrupts();
+        let event = EventFd::new(0).unwrap();
+        let of_queue = OfQueue {
+            interrupts: Arc::new(interrupts),
+            queue: 1,
+        };
+        let interrupts = &of_queue.interrupts;
+        let sends = |data| {
+            vec![Some(Message {
+                address: 0xfee0_0000,
+                data,
+            })]
+        };
+        of_queue.connect(&event);
+        assert!(recorder.take_routes().is_empty(), "nothing is assigned");
+        interrupts.set_queue_vector(1, 2);
+        set_up(interrupts.msix(), 3);
+        interrupts.follow();
+        assert_eq!(recorder.take_routes(), sends(0x42));
+        interrupts.set_queue_vector(0, 1);
+        interrupts.follow();
+        assert!(recorder.take_routes().is_empty(), "nothing has changed");
+        interrupts.set_queue_vector(1, 1);
+        assert_eq!(recorder.take_routes(), sends(0x41));
+        // Its vector is masked, and not any longer.
+        interrupts.msix().write_table(28, &1_u32.to_le_bytes());
+        interrupts.follow();
+        assert_eq!(recorder.take_routes(), [None]);
+        interrupts.msix().write_table(28, &0_u32.to_le_bytes());
+        interrupts.follow();
+        assert_eq!(recorder.take_routes(), sends(0x41));
+        of_queue.disconnect();
+        assert_eq!(recorder.take_routes(), [None]);
+        interrupts.reset();
+        assert!(recorder.take_routes().is_empty());
     }
 
     #[test]

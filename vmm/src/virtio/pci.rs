@@ -353,6 +353,7 @@ impl Function for VirtioPci {
             .any(|(place, _)| place == control || place == control + 1)
         {
             self.interrupts.msix().set_control(self.config.read_u16(control));
+            self.interrupts.follow();
         }
         if let Some(target) = self.windowed(offset, data.len()) {
             let length = self.window_length();
@@ -391,7 +392,10 @@ impl Function for VirtioPci {
                 self.transport
                     .notify(usize::try_from(queue).unwrap_or(usize::MAX));
             }
-            TABLE => self.interrupts.msix().write_table(within, data),
+            TABLE => {
+                self.interrupts.msix().write_table(within, data);
+                self.interrupts.follow();
+            }
             _ => {}
         }
     }
