@@ -196,6 +196,7 @@ pub fn prepare(
     root.insert("path".to_owned(), format!("{container}/rootfs").into());
     prepare_namespaces(&mut spec, numbers)?;
     prepare_cgroup(&mut spec)?;
+    refuse_block_devices(&spec)?;
     let pod = annotation(&spec, POD_UID).map(str::to_owned);
     bind::prepare(&mut spec, bundle, pod.as_deref(), share)?;
     let encoded = serde_json::to_vec(&spec).map_err(|source| Error::Broken {
@@ -296,7 +297,7 @@ fn prepare_namespaces(spec: &mut Value, numbers: Numbers<'_>) -> Result<(), Erro
             Some(_) if ["ipc", "uts"].contains(&kind.as_str()) => {}
             _ => {
                 return Err(unsupported(
-                    format!("{FIELD}[{index}].path"),
+                    format!("{FIELD}[{index}].path ({kind})"),
                     "not a namespace of the pod: others are the host's and out of a microVM's reach",
                 ));
             }
@@ -309,6 +310,33 @@ fn prepare_namespaces(spec: &mut Value, numbers: Numbers<'_>) -> Result<(), Erro
         None => Ok(()),
         Some((_, problem)) => Err(unsupported(FIELD, problem)),
     }
+}
+
+/// A block device that the container may use is the host's, and not there. Nodes that it may not use, or that a container gets with
+/// everything else (a privileged one), are made in the guest, where they lead nowhere.
+fn refuse_block_devices(spec: &Value) -> Result<(), Error> {
+    let list = |pointer| {
+        let list = spec.pointer(pointer).and_then(Value::as_array);
+        list.into_iter().flatten()
+    };
+    for (index, device) in list("/linux/devices").enumerate() {
+        let is_of = |rule: &Value| {
+            ["major", "minor"].iter().all(|name| {
+                rule.get(name)
+                    .is_none_or(|number| Some(number) == device.get(name))
+            })
+        };
+        let used = list("/linux/resources/devices")
+            .any(|rule| rule["allow"] == true && rule["type"] == "b" && is_of(rule));
+        if device["type"] == "b" && used {
+            let path = device["path"].as_str().unwrap_or_default();
+            return Err(unsupported(
+                format!("linux.devices[{index}] ({path})"),
+                "a block device of the host, of which a microVM has none",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// What the kernel calls a namespace of the OCI type `kind` (namespaces(7)).
@@ -400,6 +428,30 @@ mod tests {
     }
 
     #[test]
+    fn a_block_device_is_refused_where_it_would_be_used() {
+        let with = |rules: Value| {
+            let mut spec = plain();
+            spec["linux"]["devices"] = json!([{"path": "/dev/disk", "type": "b", "major": 8, "minor": 1}]);
+            spec["linux"]["resources"] = json!({"devices": rules});
+            prepared(spec)
+        };
+        let rule = |major: i64| json!({"allow": true, "type": "b", "major": major, "access": "rwm"});
+        let refused = with(json!([{"allow": false, "access": "rwm"}, rule(8)])).unwrap_err();
+        assert!(
+            crate::error::line(&refused)
+                .starts_with("linux.devices[0] (/dev/disk): a block device of the host")
+        );
+        for rules in [
+            json!([]),
+            json!([rule(9)]),
+            // Of a privileged container.
+            json!([{"allow": true, "access": "rwm"}]),
+        ] {
+            assert!(with(rules).is_ok());
+        }
+    }
+
+    #[test]
     fn what_is_not_carried_out_is_refused_by_name() {
         let with = |pointer: &str, value: Value| {
             let mut spec = plain();
@@ -414,14 +466,14 @@ mod tests {
                     "/linux/namespaces",
                     json!([{"type": "network"}, {"type": "ipc", "path": "/proc/1/ns/ipc"}]),
                 ),
-                "linux.namespaces[1].path: not a namespace of the pod",
+                "linux.namespaces[1].path (ipc): not a namespace of the pod",
             ),
             (
                 with(
                     "/linux/namespaces",
                     json!([{"type": "network"}, {"type": "uts", "path": "/proc/17/ns/ipc"}]),
                 ),
-                "linux.namespaces[1].path: not a namespace of the pod",
+                "linux.namespaces[1].path (uts): not a namespace of the pod",
             ),
             (
                 with("/linux/namespaces", json!([{"type": "pid"}])),

@@ -44,6 +44,27 @@ impl Output {
     }
 }
 
+/// What the kubelet has masked, and made read-only, in containers that aren't privileged and don't ask for it (`procMount: Default`).
+const MASKED: [&str; 8] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/sched_debug",
+    "/sys/firmware",
+];
+/// As [`MASKED`].
+const READ_ONLY: [&str; 6] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+    "/proc/scsi",
+];
+
 /// A container to be created.
 #[must_use]
 pub struct ContainerRequest<'p> {
@@ -73,7 +94,11 @@ impl<'p> ContainerRequest<'p> {
                 ..ContainerConfig::default()
             },
         };
-        request.security_mut().namespace_options = namespaces;
+        let security = request.security_mut();
+        security.namespace_options = namespaces;
+        let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+        security.masked_paths = words(&MASKED);
+        security.readonly_paths = words(&READ_ONLY);
         request
     }
 
@@ -340,7 +365,11 @@ impl Container<'_> {
     pub fn exec(&self, command: &[&str]) -> Output {
         match self.try_exec(command, 60) {
             Ok(output) => output,
-            Err(status) => panic!("{command:?} is not executed: {}", status.message()),
+            Err(status) => panic!(
+                "{command:?} is not executed: {}; log: {:?}",
+                status.message(),
+                self.log()
+            ),
         }
     }
 

@@ -35,11 +35,11 @@ fn a_container_of_a_shared_pod_takes_all_its_processes_along() {
     let witness = pod.sh("exec sleep 600").start();
     let container = pod.sh("sleep 654 & sleep 654 & wait").start();
     witness.until("the processes", || {
-        witness.sh("ps | grep -c 'sleep 65[4]'").stdout == "2\n"
+        witness.sh("ps | grep -c 'sleep 65[4]$'").stdout == "2\n"
     });
     container.stop(0).unwrap();
     witness.until("them to be gone", || {
-        witness.sh("ps | grep -c 'sleep 65[4]'").stdout == "0\n"
+        witness.sh("ps | grep -c 'sleep 65[4]$'").stdout == "0\n"
     });
 }
 
@@ -68,7 +68,11 @@ fn a_container_may_look_into_another_ones_processes() {
 fn host_name_network_and_ipc_are_the_pods_and_mounts_are_not() {
     let pod = Pod::run();
     let other = Pod::run();
-    let of = |kind: &str| pod.sh(&format!("readlink /proc/self/ns/{kind}")).start();
+    // They stay: a number is given again when nobody has its namespace any more.
+    let of = |kind: &str| {
+        pod.sh(&format!("readlink /proc/self/ns/{kind}; exec sleep 600"))
+            .start()
+    };
     for (kind, shared) in [
         ("uts", true),
         ("net", true),
@@ -77,9 +81,9 @@ fn host_name_network_and_ipc_are_the_pods_and_mounts_are_not() {
         ("pid", false),
     ] {
         let (first, second) = (of(kind), of(kind));
-        first.wait();
-        second.wait();
-        assert!(first.log().starts_with(kind), "{}", first.log());
+        for container in [&first, &second] {
+            container.until_logged(kind);
+        }
         assert_eq!(first.log() == second.log(), shared, "{kind}");
     }
     // In machines of their own numbers say nothing: what is made in one pod is not in the other.
