@@ -1,8 +1,7 @@
 //! The MultiProcessor Specification's tables (Intel, version 1.4, section 4): the CPUs and how interrupts reach them.
 //!
 //! There is an I/O APIC, but the tables don't name it: PCI functions use message-signalled interrupts only, and the serial
-//! port's does with the legacy controller. Setting the I/O APIC up would cost the kernel 600 exits. (Told by `noapic` to leave
-//! it alone, the kernel would do without x2APIC, too.)
+//! port's does with the legacy controller. Setting the I/O APIC up would cost the kernel 600 exits.
 
 use vm_memory::{Bytes, GuestMemoryError, GuestMemoryMmap};
 
