@@ -24,6 +24,9 @@ use crate::{
 /// How long the monitor may take to tell its console, and to go away after it has broken off.
 pub(super) const MONITOR_DEADLINE: Duration = Duration::from_secs(2);
 
+/// How long the monitor may take to change the machine: it does at once, where the host has a processor for it.
+const CHANGE_DEADLINE: Duration = Duration::from_secs(10);
+
 /// What the monitor has said so far.
 #[derive(Debug, Default)]
 pub(super) struct Said {
@@ -156,7 +159,7 @@ impl Control {
                 .ok()?;
             said.resized.clone()
         };
-        timeout(MONITOR_DEADLINE, resize).await.ok().flatten()
+        timeout(CHANGE_DEADLINE, resize).await.ok().flatten()
     }
 
     /// Waits until every virtual CPU of the start exists, or the monitor has ended: how the machine began.
@@ -191,7 +194,7 @@ impl Control {
                 None => Err("the virtual machine monitor has ended".to_owned()),
             }
         };
-        timeout(MONITOR_DEADLINE, plug)
+        timeout(CHANGE_DEADLINE, plug)
             .await
             .unwrap_or_else(|_| Err("the virtual machine monitor does not answer".to_owned()))
     }
