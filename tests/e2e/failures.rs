@@ -61,12 +61,12 @@ fn refused(host: &Host, run: &Run, parts: &[&str]) {
     host.before.assert_gone();
 }
 
-fn any() -> Run {
+pub(crate) fn any() -> Run {
     Run::busybox(Runtime::Sealock, &["true"])
 }
 
 /// After whatever went wrong, the next container runs.
-fn works_again(host: Host) {
+pub(crate) fn works_again(host: Host) {
     let output = any().output();
     assert!(output.status.success(), "{}", story(&output));
     host.assert_clean();

@@ -23,6 +23,7 @@ mod oci_mounts;
 mod oci_resources;
 mod recovery;
 mod rootfs;
+mod scarce;
 mod stats;
 mod streams;
 mod templates;
