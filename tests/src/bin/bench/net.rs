@@ -7,7 +7,7 @@ use sealock_tests::{
 };
 use serde::Serialize;
 
-use crate::report;
+use crate::{kind, report};
 
 #[derive(Serialize)]
 struct Net {
@@ -16,6 +16,8 @@ struct Net {
 }
 
 pub fn run() -> Result<()> {
+    // Or the first pod has one made while it is measured.
+    kind::make_template()?;
     let net = Net {
         runc: throughput::measure(Runtime::Runc)?,
         sealock: throughput::measure(Runtime::Sealock)?,
