@@ -6,7 +6,7 @@ use std::{
     thread,
 };
 
-use sealock_tests::ctr::{Run, Runtime, ctr, fresh_id};
+use sealock_tests::ctr::{self, Run, Runtime, ctr, fresh_id};
 
 use crate::{Host, story, text};
 
@@ -48,8 +48,7 @@ impl Idle {
 
 impl Drop for Idle {
     fn drop(&mut self) {
-        let _ = ctr(&["task", "rm", "--force", self.id()]);
-        let _ = ctr(&["container", "rm", self.id()]);
+        ctr::delete(self.id());
     }
 }
 

@@ -87,9 +87,8 @@ fn client_status_when_killed(runtime: Runtime, program: &str) -> Option<i32> {
     let run = Run::busybox(runtime, &["sh", "-c", "echo up; exec sleep 600"]);
     let mut child = run.spawn();
     wait_for_line(&mut child, "up");
-    let pids = sealock_tests::host::pids_of(program);
-    assert_eq!(pids.len(), 1, "{program}: {pids:?}");
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(pids[0]).unwrap());
+    let pid = sealock_tests::host::only_pid_of(program);
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     let status = child.wait().unwrap().code();
     // A client that lost its shim removes neither its container nor its FIFOs.

@@ -11,7 +11,7 @@ use containerd_shim_protos::{
 };
 use sealock_tests::{
     ctr::{MINBASE, Run, Runtime},
-    host::pids_of,
+    host::only_pid_of,
     memory::footprint,
     task::Shim,
 };
@@ -61,10 +61,7 @@ fn update(idle: &Idle, resources: &str) {
 
 /// The resident part of the one machine's memory, in MiB.
 fn resident() -> u64 {
-    let [vmm] = pids_of("sealock-vmm")[..] else {
-        panic!("there is not one machine");
-    };
-    footprint(vmm).unwrap().pss_of_guest / 1024
+    footprint(only_pid_of("sealock-vmm")).unwrap().pss_of_guest / 1024
 }
 
 #[test]

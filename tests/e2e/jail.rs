@@ -9,7 +9,7 @@ use std::{
 
 use sealock_tests::{
     ctr::{Run, Runtime},
-    host::pids_of,
+    host::{only_pid_of, pids_of},
     intruder::{Intruder, Outcome},
 };
 
@@ -22,9 +22,9 @@ struct Confined {
 
 impl Confined {
     fn only(program: &str) -> Self {
-        let pids = pids_of(program);
-        assert_eq!(pids.len(), 1, "{program}: {pids:?}");
-        Self { pid: pids[0] }
+        Self {
+            pid: only_pid_of(program),
+        }
     }
 
     fn proc(&self, name: &str) -> PathBuf {

@@ -12,7 +12,7 @@ use nix::{
     unistd::Pid,
 };
 use sealock_tests::{
-    ctr::{Run, Runtime, ctr, fresh_id, remove_fifos},
+    ctr::{self, Run, Runtime, fresh_id, remove_fifos},
     host::pids_of,
 };
 
@@ -45,12 +45,6 @@ fn quiet(command: &mut Command) -> Child {
         .stderr(Stdio::null())
         .spawn()
         .unwrap()
-}
-
-fn delete(id: &str) {
-    let _ = ctr(&["task", "rm", "--force", id]);
-    let _ = ctr(&["container", "rm", id]);
-    remove_fifos();
 }
 
 /// Whether the start of the pod with this id has got so far.
@@ -95,7 +89,8 @@ fn kill_at_each_step(program: &str) {
         eprintln!("{program} is killed when {step}");
         kill_all(program);
         wait_for_end(&mut client, step);
-        delete(run.id());
+        ctr::delete(run.id());
+        remove_fifos();
         host.before.assert_gone();
     }
     host.assert_clean();
@@ -128,7 +123,8 @@ fn kill_while(moments: [u64; 2], client: impl Fn(&Idle) -> Command) {
             wait_for_end(&mut client, program);
             let id = idle.id().to_owned();
             drop(idle);
-            delete(&id);
+            ctr::delete(&id);
+            remove_fifos();
             host.before.assert_gone();
         }
     }

@@ -101,8 +101,7 @@ fn of_the_host() -> String {
 /// Ends what a failed test has left running: those after it are to find what they expect.
 fn end_containers() {
     for id in text(&ctr::ctr(&["container", "ls", "-q"]).stdout).lines() {
-        let _ = ctr::ctr(&["task", "rm", "-f", id]);
-        let _ = ctr::ctr(&["container", "rm", id]);
+        ctr::delete(id);
     }
 }
 

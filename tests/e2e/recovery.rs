@@ -4,7 +4,7 @@ use std::{fs, process::Stdio, thread, time::Duration};
 
 use sealock_tests::{
     containerd,
-    ctr::{Run, Runtime, ctr, remove_fifos},
+    ctr::{Run, Runtime, ctr, delete, remove_fifos},
 };
 
 use crate::{Host, exec::Idle, story, text};
@@ -108,8 +108,7 @@ fn a_creation_that_containerd_does_not_live_to_see_leaves_nothing() {
         let _ = client.wait();
         containerd::start();
         // Whatever became of it: it is known, or it is gone.
-        let _ = ctr(&["task", "rm", "--force", run.id()]);
-        let _ = ctr(&["container", "rm", run.id()]);
+        delete(run.id());
         remove_fifos();
         host.before.assert_gone();
     }

@@ -15,11 +15,11 @@ use crate::{Host, story, text};
 const POD: &str = "io.kubernetes.cri.sandbox-id";
 
 /// A directory of the host on its disk.
-fn scratch() -> tempfile::TempDir {
+pub(crate) fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in("/var/lib").unwrap()
 }
 
-fn bind(source: &Path, destination: &str, options: &str) -> String {
+pub(crate) fn bind(source: &Path, destination: &str, options: &str) -> String {
     format!(
         "type=bind,src={},dst={destination},options={options}",
         source.display()
@@ -270,10 +270,10 @@ print("done", os.statvfs("/v").f_blocks > 0)
 }
 
 /// Mounts for as long as it lives.
-struct Mounted(PathBuf);
+pub(crate) struct Mounted(PathBuf);
 
 impl Mounted {
-    fn new(words: &[&str], target: &Path) -> Self {
+    pub(crate) fn new(words: &[&str], target: &Path) -> Self {
         let done = Command::new("mount").args(words).arg(target).status().unwrap();
         assert!(done.success());
         Self(target.to_owned())

@@ -141,6 +141,15 @@ pub fn ctr(words: &[&str]) -> Output {
         .expect("ctr is installed in the lab")
 }
 
+/// Removes a container and whatever runs in it, if they are there.
+///
+/// # Panics
+/// `ctr` can't be run.
+pub fn delete(id: &str) {
+    let _ = ctr(&["task", "rm", "--force", id]);
+    let _ = ctr(&["container", "rm", id]);
+}
+
 /// Makes sure containerd has the busybox image.
 ///
 /// # Panics

@@ -149,6 +149,17 @@ pub fn pids_of(program: &str) -> Vec<u32> {
         .collect()
 }
 
+/// The id of the one process whose program has this name.
+///
+/// # Panics
+/// There is not exactly one.
+#[must_use]
+pub fn only_pid_of(program: &str) -> u32 {
+    let pids = pids_of(program);
+    assert_eq!(pids.len(), 1, "{program}: {pids:?}");
+    pids[0]
+}
+
 fn walk(directory: &str, depth: usize, all: &mut BTreeSet<String>) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path().display().to_string();

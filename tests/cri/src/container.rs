@@ -65,6 +65,12 @@ const READ_ONLY: [&str; 6] = [
     "/proc/scsi",
 ];
 
+/// Words as the interface takes them.
+#[must_use]
+pub fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
 /// A container to be created.
 #[must_use]
 pub struct ContainerRequest<'p> {
@@ -90,13 +96,12 @@ impl<'p> ContainerRequest<'p> {
                     image: BUSYBOX.to_owned(),
                     ..ImageSpec::default()
                 }),
-                command: command.iter().map(|&word| word.to_owned()).collect(),
+                command: words(command),
                 ..ContainerConfig::default()
             },
         };
         let security = request.security_mut();
         security.namespace_options = namespaces;
-        let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
         security.masked_paths = words(&MASKED);
         security.readonly_paths = words(&READ_ONLY);
         request

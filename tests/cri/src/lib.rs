@@ -11,7 +11,7 @@ mod pod;
 mod stream;
 
 pub use api::{Cri, handler};
-pub use container::{Container, ContainerRequest, Output};
+pub use container::{Container, ContainerRequest, Output, words};
 pub use k8s_cri::v1;
 pub use log::{Line, read_log};
 pub use pod::{Pod, mode};

@@ -15,8 +15,13 @@ use sealock_cri_tests::{
 
 /// A container that answers each connection to its port with a line.
 fn server<'p>(pod: &'p Pod, port: u16) -> Container<'p> {
+    serve(pod, port, "echo served")
+}
+
+/// A container that runs a program for each connection to its port, one after the other.
+fn serve<'p>(pod: &'p Pod, port: u16, program: &str) -> Container<'p> {
     let container = pod
-        .sh(&format!("while :; do nc -l -p {port} -e echo served; done"))
+        .sh(&format!("while :; do nc -l -p {port} -e {program}; done"))
         .start();
     container.until("the server", || {
         container.sh(&format!("netstat -ltn | grep -q :{port}")).code == 0
@@ -126,10 +131,7 @@ fn containers_of_a_pod_have_one_network() {
 #[test]
 fn a_port_of_the_pod_is_forwarded_to_a_client() {
     let pod = Pod::run();
-    let container = pod.sh("while :; do nc -l -p 8080 -e cat; done").start();
-    container.until("the server", || {
-        container.sh("netstat -ltn | grep -q :8080").code == 0
-    });
+    let _server = serve(&pod, 8080, "cat");
     let answer = Cri::get().port_forward(PortForwardRequest {
         pod_sandbox_id: pod.id.clone(),
         port: vec![8080],

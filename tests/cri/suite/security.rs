@@ -20,10 +20,6 @@ fn capabilities(request: impl FnOnce(ContainerRequest<'_>) -> ContainerRequest<'
     u64::from_str_radix(output.text(), 16).unwrap()
 }
 
-fn words(names: &[&str]) -> Vec<String> {
-    names.iter().map(|&name| name.to_owned()).collect()
-}
-
 fn profile(kind: ProfileType, path: &str) -> Option<SecurityProfile> {
     Some(SecurityProfile {
         profile_type: kind as i32,

@@ -7,7 +7,7 @@ use std::{
 
 use sealock_tests::{
     cni::{self, Namespace},
-    ctr::{Run, Runtime, ctr, remove_fifos},
+    ctr::{Run, Runtime, ctr, delete, remove_fifos},
     host::pids_of,
 };
 
@@ -186,8 +186,7 @@ fn after_a_crash_of_the_shim_nothing_is_left_in_the_namespace() {
         let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
     }
     pod.server.0.wait().unwrap();
-    let _ = ctr(&["task", "rm", "-f", pod.run.id()]);
-    let _ = ctr(&["container", "rm", pod.run.id()]);
+    delete(pod.run.id());
     // ctr, whose server has gone, leaves them behind with any runtime.
     remove_fifos();
     host.before

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sealock_tests::{
     cni::{self, Namespace},
-    host::pids_of,
+    host::only_pid_of,
 };
 use serde_json::json;
 
@@ -175,9 +175,7 @@ assert before == after, (before, after)",
         address = pod.addresses[0]
     );
     let open = || {
-        let [monitor] = pids_of("sealock-vmm")[..] else {
-            panic!("another pod is there");
-        };
+        let monitor = only_pid_of("sealock-vmm");
         std::fs::read_dir(format!("/proc/{monitor}/fd")).unwrap().count()
     };
     let before = open();

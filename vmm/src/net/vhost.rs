@@ -174,7 +174,7 @@ impl VhostKernBackend for Kernel {
 pub struct Served {
     kernel: Kernel,
     queues: [ActiveQueue; 2],
-    /// Readable when vhost interrupts the driver.
+    /// Readable when vhost interrupts the driver and KVM has not done so by itself.
     calls: [EventFd; 2],
     tap: Arc<Tap>,
 }

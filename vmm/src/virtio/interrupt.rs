@@ -63,14 +63,26 @@ impl Interrupts {
         }
     }
 
-    /// The vectors themselves. To be followed by [`Interrupts::follow`] where they are changed.
+    /// The vectors themselves, to be read.
     #[must_use]
     pub fn msix(&self) -> &Msix {
         &self.msix
     }
 
+    /// As [`Msix::set_control`].
+    pub fn set_control(&self, control: u16) {
+        self.msix.set_control(control);
+        self.follow();
+    }
+
+    /// As [`Msix::write_table`].
+    pub fn write_table(&self, offset: u64, data: &[u8]) {
+        self.msix.write_table(offset, data);
+        self.follow();
+    }
+
     /// Has what interrupts from outside this process do so with the vectors as they are now.
-    pub fn follow(&self) {
+    fn follow(&self) {
         for outside in &mut *self.outside() {
             self.follow_one(outside);
         }
@@ -78,7 +90,7 @@ impl Interrupts {
 
     fn follow_one(&self, outside: &mut Outside) {
         let message = self.msix.deliverable(self.queue_vector(outside.queue));
-        // Where the host's kernel refuses, events are left to whoever watches for them here.
+        // Where the host's kernel refuses all stays as it was: events go where they went, at first to whoever watches for them here.
         if message != outside.sends && self.msix.messenger().route(&outside.event, message).is_ok() {
             outside.sends = message;
         }
@@ -294,11 +306,9 @@ mod tests {
         interrupts.set_queue_vector(1, 1);
         assert_eq!(recorder.take_routes(), sends(0x41));
         // Its vector is masked, and not any longer.
-        interrupts.msix().write_table(28, &1_u32.to_le_bytes());
-        interrupts.follow();
+        interrupts.write_table(28, &1_u32.to_le_bytes());
         assert_eq!(recorder.take_routes(), [None]);
-        interrupts.msix().write_table(28, &0_u32.to_le_bytes());
-        interrupts.follow();
+        interrupts.write_table(28, &0_u32.to_le_bytes());
         assert_eq!(recorder.take_routes(), sends(0x41));
         of_queue.disconnect();
         assert_eq!(recorder.take_routes(), [None]);

@@ -352,8 +352,7 @@ impl Function for VirtioPci {
             .zip(data)
             .any(|(place, _)| place == control || place == control + 1)
         {
-            self.interrupts.msix().set_control(self.config.read_u16(control));
-            self.interrupts.follow();
+            self.interrupts.set_control(self.config.read_u16(control));
         }
         if let Some(target) = self.windowed(offset, data.len()) {
             let length = self.window_length();
@@ -392,10 +391,7 @@ impl Function for VirtioPci {
                 self.transport
                     .notify(usize::try_from(queue).unwrap_or(usize::MAX));
             }
-            TABLE => {
-                self.interrupts.msix().write_table(within, data);
-                self.interrupts.follow();
-            }
+            TABLE => self.interrupts.write_table(within, data),
             _ => {}
         }
     }
@@ -422,7 +418,7 @@ impl Function for VirtioPci {
         self.transport.restore(&virtio.transport)?;
         self.interrupts.restore(&virtio.interrupts)?;
         let control = self.config.read_u16(self.msix + 2);
-        self.interrupts.msix().set_control(control);
+        self.interrupts.set_control(control);
         self.device_feature_select = virtio.device_feature_select;
         self.driver_feature_select = virtio.driver_feature_select;
         self.queue_select = virtio.queue_select;

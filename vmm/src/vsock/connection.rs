@@ -245,21 +245,11 @@ impl Connection {
         }
         self.forward(written);
         if written < payload.len() {
-            self.buffer_rest(&payload.after(written));
+            let mut rest = vec![0; payload.len() - written];
+            payload.after(written).copy_to(&mut rest);
+            self.buffer.extend(rest);
         }
         self.drain()
-    }
-
-    fn buffer_rest(&mut self, rest: &Pieces<'_>) {
-        // By way of the stack: what is at most a few pages is in the cache still when it is copied on.
-        let mut chunk = [0; 4096];
-        let mut from = 0;
-        while from < rest.len() {
-            let piece = rest.after(from).first(chunk.len());
-            piece.copy_to(&mut chunk);
-            self.buffer.extend(&chunk[..piece.len()]);
-            from += piece.len();
-        }
     }
 
     /// What the guest sent before it heard that nobody takes it.

@@ -30,8 +30,7 @@ impl Sleeper {
 
 impl Drop for Sleeper {
     fn drop(&mut self) {
-        let _ = ctr::ctr(&["task", "rm", "--force", self.id()]);
-        let _ = ctr::ctr(&["container", "rm", self.id()]);
+        ctr::delete(self.id());
     }
 }
 
