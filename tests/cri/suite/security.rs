@@ -3,7 +3,7 @@
 use std::fs;
 
 use sealock_cri_tests::{
-    ContainerRequest, Pod,
+    ContainerRequest, Pod, words,
     v1::{Capability, Int64Value, SecurityProfile, security_profile::ProfileType},
 };
 
