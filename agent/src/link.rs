@@ -103,6 +103,8 @@ pub enum Join {
     Ipc,
     /// Host name.
     Uts,
+    /// Users and groups: the process is created in it, so that the other new namespaces are its own.
+    User,
 }
 
 impl Join {
@@ -112,6 +114,7 @@ impl Join {
             (Self::Pid, namespaces.pid),
             (Self::Ipc, namespaces.ipc),
             (Self::Uts, namespaces.uts),
+            (Self::User, namespaces.user),
         ]
         .into_iter()
         .filter(|&(_, source)| source == NamespaceSource::Sandbox)
@@ -125,6 +128,7 @@ impl Join {
             Self::Pid => CloneFlags::CLONE_NEWPID,
             Self::Ipc => CloneFlags::CLONE_NEWIPC,
             Self::Uts => CloneFlags::CLONE_NEWUTS,
+            Self::User => CloneFlags::CLONE_NEWUSER,
         }
     }
 
@@ -134,6 +138,7 @@ impl Join {
             Self::Pid => "pid",
             Self::Ipc => "ipc",
             Self::Uts => "uts",
+            Self::User => "user",
         }
     }
 }
@@ -144,7 +149,7 @@ impl Join {
 pub enum Refusal {
     /// The request is not understood.
     Malformed,
-    /// The process id namespace can't be entered: setns(2)'s error number.
+    /// A namespace in which the process is to be created can't be entered: setns(2)'s error number.
     Join(i32),
     /// The process can't be created: clone3(2)'s error number.
     Clone(i32),

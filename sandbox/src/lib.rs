@@ -30,6 +30,7 @@ pub mod error;
 pub mod exec;
 pub mod guest_process;
 pub mod hooks;
+pub mod id_map;
 pub mod launch;
 pub mod logger;
 pub mod membership;

@@ -13,7 +13,7 @@ use std::{
 
 use nix::mount::{MntFlags, MsFlags};
 
-use crate::{error::Kind, process::ProcessId};
+use crate::{error::Kind, id_map::IdMap, process::ProcessId};
 
 /// A mount as containerd describes it (`containerd.types.Mount`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -85,6 +85,8 @@ struct Options {
     recursive: bool,
     /// What is the file system's own.
     data: Vec<String>,
+    /// Of a root file system, or of the layers that it is made of.
+    id_map: Option<IdMap>,
 }
 
 /// Sets or clears flags.
@@ -135,7 +137,7 @@ fn is_refused(option: &str) -> bool {
             | "rslave"
             | "unbindable"
             | "runbindable"
-    ) || ["loop=", "uidmap=", "gidmap=", "X-", "x-"]
+    ) || ["loop=", "X-", "x-"]
         .iter()
         .any(|prefix| option.starts_with(prefix))
 }
@@ -147,7 +149,13 @@ impl Options {
             bind: request.fs_type == "bind",
             recursive: false,
             data: Vec::new(),
+            id_map: None,
         };
+        let refused = |option: &str| Error::Option {
+            option: option.to_owned(),
+            source_name: request.source.clone(),
+        };
+        let (mut users, mut groups) = ("", "");
         for option in &request.options {
             match (option.as_str(), effect(option)) {
                 (_, Some(Effect::Set(flags))) => options.flags |= flags,
@@ -157,28 +165,30 @@ impl Options {
                     options.bind = true;
                     options.recursive = true;
                 }
-                (refused, _) if is_refused(refused) => {
-                    return Err(Error::Option {
-                        option: option.clone(),
-                        source_name: request.source.clone(),
-                    });
-                }
+                (option, _) if is_refused(option) => return Err(refused(option)),
                 ("", _) => {}
+                (map, _) if map.starts_with("uidmap=") => users = map,
+                (map, _) if map.starts_with("gidmap=") => groups = map,
                 _ => options.data.push(option.clone()),
             }
         }
         if let (true, Some(option)) = (options.bind, options.data.first()) {
-            return Err(Error::Option {
-                option: option.clone(),
-                source_name: request.source.clone(),
-            });
+            return Err(refused(option));
+        }
+        if !(users.is_empty() && groups.is_empty()) {
+            let value = |option: &'_ str| option.split_once('=').unwrap_or_default().1.to_owned();
+            options.id_map = IdMap::of_options(&value(users), &value(groups));
+            let possible = options.bind || request.fs_type == "overlay";
+            if options.id_map.is_none() || !possible {
+                return Err(refused(if users.is_empty() { groups } else { users }));
+            }
         }
         Ok(options)
     }
 }
 
 /// What a mount allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Allow {
     /// Whether writing is refused.
     pub read_only: bool,
@@ -188,6 +198,10 @@ pub struct Allow {
     pub recursive: bool,
     /// Whether what is mounted below on the host later appears, too.
     pub slave: bool,
+    /// Who is who.
+    pub id_map: Option<IdMap>,
+    /// Whether that holds in the mounts below, too.
+    pub id_map_below: bool,
 }
 
 /// Mounts `request` at the directory `target`. Neither devices nor set-user-id files mean anything to the host there.
@@ -217,8 +231,15 @@ pub fn mount(request: &Request, target: &Path) -> Result<(), Error> {
             read_only_below: options.flags.contains(MsFlags::MS_RDONLY),
             recursive: options.recursive,
             slave: false,
+            id_map: options.id_map,
+            id_map_below: true,
         };
-        return bind(source.as_fd(), target, allow).map_err(|error| refused("bind", error));
+        return bind(source.as_fd(), target, &allow).map_err(|error| refused("bind", error));
+    }
+    let flags = options.flags | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
+    if let Some(map) = &options.id_map {
+        let made = mapped_overlay(request, options.data, flags, map, target);
+        return made.map_err(|error| refused("map the ids of", error));
     }
     // Alive until the mount is made: the options may refer to it.
     let (data, _directory) = join(options.data).ok_or_else(|| Error::TooLong(request.source.clone()))?;
@@ -226,10 +247,59 @@ pub fn mount(request: &Request, target: &Path) -> Result<(), Error> {
         Some(request.source.as_str()),
         target,
         Some(request.fs_type.as_str()),
-        options.flags | MsFlags::MS_NODEV | MsFlags::MS_NOSUID,
+        flags,
         Some(data.as_str()),
     )
     .map_err(|error| refused("mount", error.into()))
+}
+
+/// Mounts an overlay of layers whose ids are mapped: the upper one has the container's own already. The mapped layers are mounted
+/// in a mount namespace that is gone afterwards: the overlay has them without.
+fn mapped_overlay(
+    request: &Request,
+    mut data: Vec<String>,
+    flags: MsFlags,
+    map: &IdMap,
+    target: &Path,
+) -> io::Result<()> {
+    let namespace = map.namespace()?;
+    let lower = data.iter_mut().find(|option| option.starts_with("lowerdir="));
+    let lower = lower.ok_or_else(|| io::Error::other("there is no lowerdir"))?;
+    let layers: Vec<String> = lower["lowerdir=".len()..].split(':').map(str::to_owned).collect();
+    if lower.contains('\\') || !layers.iter().all(|layer| layer.starts_with('/')) {
+        return Err(io::Error::other(
+            "lowerdir: not a list of absolute paths without escapes",
+        ));
+    }
+    let numbers: Vec<String> = (0..layers.len()).map(|number| number.to_string()).collect();
+    *lower = format!("lowerdir={}", numbers.join(":"));
+    let data = data.join(",");
+    let make = || -> io::Result<OwnedFd> {
+        const MERGED: &str = "merged";
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
+        nix::mount::mount(
+            Some("tmpfs"),
+            target,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some("mode=700"),
+        )?;
+        // Relative names are short: the options have to fit a page.
+        nix::unistd::chdir(target)?;
+        for (layer, number) in layers.iter().zip(&numbers) {
+            let layer = clone_tree(open_path(Path::new(layer))?.as_fd(), false)?;
+            map_ids(layer.as_fd(), &namespace, false)?;
+            std::fs::create_dir(number)?;
+            attach(layer.as_fd(), Path::new(number))?;
+        }
+        std::fs::create_dir(MERGED)?;
+        let (source, kind) = (Some(request.source.as_str()), Some("overlay"));
+        nix::mount::mount(source, MERGED, kind, flags, Some(data.as_str()))?;
+        clone_tree(open_path(Path::new(MERGED))?.as_fd(), false)
+    };
+    attach(on_a_thread(make)?.as_fd(), target)
 }
 
 /// The most that mount(2) takes, without the final zero.
@@ -284,7 +354,7 @@ pub fn open_path(path: &Path) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// The kernel refuses; it is older than 5.12.
-pub fn bind(source: BorrowedFd<'_>, target: &Path, allow: Allow) -> io::Result<()> {
+pub fn bind(source: BorrowedFd<'_>, target: &Path, allow: &Allow) -> io::Result<()> {
     attach(tree(source, allow)?.as_fd(), target)
 }
 
@@ -292,7 +362,7 @@ pub fn bind(source: BorrowedFd<'_>, target: &Path, allow: Allow) -> io::Result<(
 ///
 /// # Errors
 /// The process is gone, or the kernel refuses.
-pub fn bind_in(process: ProcessId, source: BorrowedFd<'_>, target: &Path, allow: Allow) -> io::Result<()> {
+pub fn bind_in(process: ProcessId, source: BorrowedFd<'_>, target: &Path, allow: &Allow) -> io::Result<()> {
     let tree = tree(source, allow)?;
     within(process, || attach(tree.as_fd(), target))
 }
@@ -310,8 +380,11 @@ pub fn unbind_in(process: ProcessId, target: &Path) -> io::Result<()> {
 }
 
 /// What `source` names, to be mounted somewhere.
-fn tree(source: BorrowedFd<'_>, allow: Allow) -> io::Result<OwnedFd> {
+fn tree(source: BorrowedFd<'_>, allow: &Allow) -> io::Result<OwnedFd> {
     let tree = clone_tree(source, allow.recursive)?;
+    if let Some(map) = &allow.id_map {
+        map_ids(tree.as_fd(), &map.namespace()?, allow.id_map_below)?;
+    }
     let always = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
     let read_only = |wanted| if wanted { libc::MOUNT_ATTR_RDONLY } else { 0 };
     let propagation = if allow.slave {
@@ -359,14 +432,18 @@ fn within<T: Send>(process: ProcessId, work: impl FnOnce() -> io::Result<T> + Se
     if !process.is_alive() {
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
-    // On a thread of its own: a namespace is entered for good.
+    on_a_thread(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
+        nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNS)?;
+        work()
+    })
+}
+
+/// A namespace is entered for good.
+fn on_a_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
-        scope
-            .spawn(|| {
-                nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
-                nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNS)?;
-                work()
-            })
+        let thread = scope.spawn(work);
+        thread
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
     })
@@ -390,6 +467,18 @@ struct Attributes {
     set: u64,
     clear: u64,
     propagation: libc::c_ulong,
+    /// With [`libc::MOUNT_ATTR_IDMAP`] the user namespace's descriptor.
+    user_namespace: u64,
+}
+
+fn map_ids(tree: BorrowedFd<'_>, namespace: &OwnedFd, recursive: bool) -> io::Result<()> {
+    let attributes = Attributes {
+        set: libc::MOUNT_ATTR_IDMAP,
+        // Descriptors are never negative.
+        user_namespace: namespace.as_raw_fd() as u64,
+        ..Attributes::default()
+    };
+    set_attributes(tree, attributes, recursive)
 }
 
 fn set_attributes(tree: BorrowedFd<'_>, change: Attributes, recursive: bool) -> io::Result<()> {
@@ -397,7 +486,7 @@ fn set_attributes(tree: BorrowedFd<'_>, change: Attributes, recursive: bool) -> 
         attr_set: change.set,
         attr_clr: change.clear,
         propagation: change.propagation,
-        userns_fd: 0,
+        userns_fd: change.user_namespace,
     };
     let recursive = if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the descriptor is open, the path is an empty C string, `attributes` outlives the call and its size is given.
@@ -540,6 +629,7 @@ mod tests {
             "remount",
             "rshared",
             "uidmap=0:1:1",
+            "gidmap=0:1:1",
             "X-containerd.mkfs.fs=ext4",
         ] {
             let error = Options::parse(&request("ext4", &[option])).unwrap_err();
@@ -612,9 +702,9 @@ mod tests {
                 read_only: true,
                 read_only_below,
                 recursive: true,
-                slave: false,
+                ..Allow::default()
             };
-            bind(source.as_fd(), &to, allow).unwrap();
+            bind(source.as_fd(), &to, &allow).unwrap();
             for (path, refused) in [("file", true), ("below/file", read_only_below)] {
                 let written = fs::write(to.join(path), "");
                 let error = written.err().and_then(|error| error.raw_os_error());
@@ -633,13 +723,7 @@ mod tests {
         let link = top.path().join("link");
         std::os::unix::fs::symlink(&elsewhere, &link).unwrap();
         let source = open_path(top.path()).unwrap();
-        let allow = Allow {
-            read_only: false,
-            read_only_below: false,
-            recursive: false,
-            slave: false,
-        };
-        assert!(bind(source.as_fd(), &link, allow).is_err());
+        assert!(bind(source.as_fd(), &link, &Allow::default()).is_err());
         assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
     }
 }

@@ -188,12 +188,10 @@ impl ContainerShare {
             return Err(Error::NoRootfs(root.to_owned()));
         }
         let allow = Allow {
-            read_only: false,
-            read_only_below: false,
             recursive: true,
-            slave: false,
+            ..Allow::default()
         };
-        mount::bind(source.as_fd(), &target, allow).map_err(failed)
+        mount::bind(source.as_fd(), &target, &allow).map_err(failed)
     }
 
     /// Shares a file or directory of the host for as long as the container is there, and returns its path for the guest,
@@ -201,7 +199,7 @@ impl ContainerShare {
     ///
     /// # Errors
     /// The mount fails.
-    pub fn add_volume(&mut self, source: &Source, allow: Allow) -> Result<String, volume::Error> {
+    pub fn add_volume(&mut self, source: &Source, allow: &Allow) -> Result<String, volume::Error> {
         let lease = self
             .volumes
             .share(source, allow)

@@ -219,6 +219,18 @@ pub fn prepare_pause(mut spec: Value, pod_pid: u32) -> Result<Vec<u8>, Error> {
         pod: pod_pid,
         containers: &[],
     };
+    // The host's side of a namespace that the guest makes anew, by the same mappings: containerd has one for the pod's network.
+    if let Some(namespaces) = spec
+        .pointer_mut("/linux/namespaces")
+        .and_then(Value::as_array_mut)
+    {
+        for user in namespaces
+            .iter_mut()
+            .filter(|namespace| namespace["type"] == "user")
+        {
+            user.as_object_mut().and_then(|user| user.remove("path"));
+        }
+    }
     prepare_namespaces(&mut spec, nobody)?;
     let mut kept = serde_json::Map::new();
     for name in ["ociVersion", "hostname", "domainname"] {
@@ -227,7 +239,7 @@ pub fn prepare_pause(mut spec: Value, pod_pid: u32) -> Result<Vec<u8>, Error> {
         }
     }
     let mut linux = serde_json::Map::new();
-    for name in ["namespaces", "sysctl", "resources"] {
+    for name in ["namespaces", "uidMappings", "gidMappings", "sysctl", "resources"] {
         if let Some(value) = spec.pointer_mut(&format!("/linux/{name}")) {
             linux.insert(name.to_owned(), value.take());
         }
@@ -503,9 +515,16 @@ mod tests {
             (
                 with(
                     "/mounts",
-                    json!([{"type": "bind", "source": "/usr", "options": ["ridmap"]}]),
+                    json!([{"destination": "/x", "type": "bind", "source": "/usr", "options": ["ridmap"]}]),
                 ),
-                "mounts[0]: id-mapped bind mounts",
+                "mounts[0].uidMappings: missing, and the container has none",
+            ),
+            (
+                with(
+                    "/mounts",
+                    json!([{"destination": "/x", "type": "bind", "source": "/usr", "uidMappings": [{"size": 1}]}]),
+                ),
+                "mounts[0].gidMappings: not a list of ranges",
             ),
             (with("/mounts", json!([3])), "mounts[0]: not an object"),
             (with("/mounts", json!({})), "mounts: not a list"),
@@ -520,13 +539,18 @@ mod tests {
         spec["hostname"] = "pod".into();
         spec["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1"});
         spec["linux"]["maskedPaths"] = json!(["/proc/kcore"]);
+        let ranges = json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
+        spec["linux"]["uidMappings"] = ranges.clone();
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.push(json!({"type": "user", "path": "/run/pods/userns"}));
         let prepared: Value = serde_json::from_slice(&prepare_pause(spec, 17).unwrap()).unwrap();
         let expected = json!({
             "ociVersion": "1.1.0",
             "hostname": "pod",
             "linux": {
                 "namespaces": [{"type": "pid"}, {"type": "network"}, {"type": "mount"},
-                    {"type": "ipc", "path": "/proc/17/ns/ipc"}],
+                    {"type": "ipc", "path": "/proc/17/ns/ipc"}, {"type": "user"}],
+                "uidMappings": ranges,
                 "sysctl": {"net.ipv4.ip_forward": "1"},
             },
         });

@@ -12,15 +12,16 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// What containerd calls the OCI specification's `features.md` in JSON.
 const FEATURES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
-/// What `ctr plugins inspect-runtime` and others ask for. containerd's Kubernetes plugin asks no runtime but runc (2.1).
+/// What `ctr plugins inspect-runtime` and others ask for: containerd's Kubernetes plugin only when the handler's type is runc's
+/// (2.1).
 fn features() -> serde_json::Value {
     serde_json::json!({
         "ociVersionMin": "1.0.0",
         "ociVersionMax": "1.2.0",
         "mountOptions": [
-            "atime", "bind", "defaults", "dev", "diratime", "exec", "loud", "noatime", "nodev", "nodiratime", "noexec",
+            "atime", "bind", "defaults", "dev", "diratime", "exec", "idmap", "loud", "noatime", "nodev", "nodiratime", "noexec",
             "norelatime", "nostrictatime", "nosuid", "nosymfollow", "private", "ratime", "rbind", "rdev", "rdiratime",
-            "relatime", "remount", "rexec", "rnoatime", "rnodev", "rnodiratime", "rnoexec", "rnorelatime",
+            "relatime", "remount", "rexec", "ridmap", "rnoatime", "rnodev", "rnodiratime", "rnoexec", "rnorelatime",
             "rnostrictatime", "rnosuid", "rnosymfollow", "ro", "rprivate", "rrelatime", "rro", "rrw", "rslave",
             "rstrictatime", "rsuid", "rsymfollow", "runbindable", "rw", "silent", "slave", "strictatime", "suid",
             "symfollow", "tmpcopyup", "unbindable",
@@ -31,6 +32,7 @@ fn features() -> serde_json::Value {
             "seccomp": {"enabled": true},
             "apparmor": {"enabled": false},
             "selinux": {"enabled": false},
+            "mountExtensions": {"idmap": {"enabled": true}},
         },
     })
 }

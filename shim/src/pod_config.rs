@@ -14,13 +14,16 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/pod_sandbox.rs"));
 }
 
-use generated::{LinuxContainerResources, PodSandboxConfig};
+use generated::{IDMapping, LinuxContainerResources, PodSandboxConfig};
 
 /// What CRI calls its description of a pod.
 const TYPE: &str = "runtime.v1.PodSandboxConfig";
 
 /// Kubernetes' [namespace modes](generated::NamespaceOption): the node's.
 const NODE: i32 = 2;
+
+/// The one that says "the pod's".
+const POD: i32 = 0;
 
 /// Why a pod can't be made as described.
 #[derive(Debug, thiserror::Error)]
@@ -127,6 +130,18 @@ pub fn specification(
             "sysctl": sysctl,
         },
     });
+    let users = &modes.userns_options;
+    if users.is_some() && users.mode == POD {
+        let list = |ranges: &[IDMapping]| -> Vec<Value> {
+            let range = |range: &IDMapping| json!({"containerID": range.container_id, "hostID": range.host_id, "size": range.length});
+            ranges.iter().map(range).collect()
+        };
+        spec["linux"]["uidMappings"] = list(&users.uids).into();
+        spec["linux"]["gidMappings"] = list(&users.gids).into();
+        if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
+            namespaces.push(json!({"type": "user"}));
+        }
+    }
     if !linux.cgroup_parent.is_empty() {
         spec["linux"]["cgroupsPath"] = cgroups_path(&linux.cgroup_parent, id).into();
     }
@@ -220,6 +235,14 @@ mod tests {
         linux.resources.mut_or_insert_default().memory_limit_in_bytes = 1 << 30;
         linux.resources.mut_or_insert_default().cpu_quota = -1;
         linux.overhead.mut_or_insert_default().memory_limit_in_bytes = 5;
+        let options = &mut linux.security_context.mut_or_insert_default().namespace_options;
+        let users = options
+            .mut_or_insert_default()
+            .userns_options
+            .mut_or_insert_default();
+        let mut range = IDMapping::new();
+        (range.container_id, range.host_id, range.length) = (0, 1000, 65_536);
+        (users.uids, users.gids) = (vec![range.clone()], vec![range]);
         let more = [("c".to_owned(), "d".to_owned())];
         let spec = specification("p1", "/run/netns/x", &any(&config), more).unwrap();
         assert_eq!(spec["hostname"], "web");
@@ -242,6 +265,11 @@ mod tests {
             "80"
         );
         assert_eq!(spec["linux"]["cgroupsPath"], "/kubepods/pod1/p1");
+        assert_eq!(spec["linux"]["namespaces"][5], json!({"type": "user"}));
+        assert_eq!(
+            spec["linux"]["uidMappings"],
+            json!([{"containerID": 0, "hostID": 1000, "size": 65_536}])
+        );
     }
 
     #[test]

@@ -309,7 +309,7 @@ fn files_of_a_remapped_image_are_the_mapped_roots_and_so_is_what_joins() {
         let script = "tr -s ' ' < /proc/self/uid_map; stat -c %u:%g / /bin/busybox; echo mine > /file; stat -c %u:%g /file; \
              echo out > /dev/stdout; kill -0 1 && echo of one";
         let joined = idle.exec(&[], &["sh", "-c", script]);
-        let other = idle.exec(&["--user", "1000:1000"], &["sh", "-c", "id -u; stat -c %u /proc/self"]);
+        let other = idle.exec(&["--user", "1000:1000"], &["sh", "-c", "id -u; stat -c %u /proc/self; echo x > /dev/null && echo gone"]);
         assert!(joined.status.success(), "{}", story(&joined));
         assert!(other.status.success(), "{}", story(&other));
         (text(&joined.stdout), text(&other.stdout))

@@ -1,5 +1,10 @@
 //! `mounts` of the OCI specification, and what else makes the container's file systems.
 
+use std::{
+    fs::Permissions,
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
+};
+
 use sealock_tests::{config::Config, ctr::Runtime};
 use serde_json::{Value, json};
 
@@ -131,6 +136,37 @@ fn ids_of_a_mounts_files_can_be_mapped() {
     );
     // What the file system says is 5000's is 0's at the mount, and what 0 makes there is stored as 5000's.
     assert_eq!(says(&host, &config), "0:0\n0:0\n");
+    host.assert_clean();
+}
+
+/// Root's files are somebody else's, those below only where that is asked for.
+#[test]
+fn ids_of_a_volumes_files_can_be_mapped() {
+    let host = Host::take();
+    let volume = tempfile::tempdir_in("/var/lib").unwrap();
+    for name in ["roots", "others"] {
+        std::fs::write(volume.path().join(name), "").unwrap();
+    }
+    chown(volume.path().join("others"), Some(3000), Some(3000)).unwrap();
+    let range = |inside: u32| json!([{"containerID": inside, "hostID": 7000, "size": 1000}]);
+    let bind = |at: &str, inside: u32| {
+        json!({"destination": at, "type": "bind", "source": volume.path(), "options": ["rbind", "ridmap"],
+            "uidMappings": range(inside), "gidMappings": range(inside)})
+    };
+    let config = Config::shell(
+        "cd /run; stat -c '%n %u:%g' first/roots second/others; busybox chroot --userspec=7005:7005 / touch /run/first/made; \
+         stat -c '%n %u:%g' first/made",
+    )
+    .and("/mounts", bind("/run/first", 0))
+    .and("/mounts", bind("/run/second", 3000));
+    std::fs::set_permissions(volume.path(), Permissions::from_mode(0o777)).unwrap();
+    let said = says(&host, &config);
+    assert_eq!(
+        said,
+        "first/roots 7000:7000\nsecond/others 7000:7000\nfirst/made 7005:7005\n"
+    );
+    let made = std::fs::metadata(volume.path().join("made")).unwrap();
+    assert_eq!((made.uid(), made.gid()), (5, 5));
     host.assert_clean();
 }
 

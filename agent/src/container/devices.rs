@@ -6,7 +6,7 @@ use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag, open},
     sys::{
-        stat::{Mode, SFlag, fstat, makedev, mknodat},
+        stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, makedev, mknodat},
         statfs::{FsType, TMPFS_MAGIC, fstatfs},
     },
     unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat},
@@ -112,7 +112,8 @@ fn create_node(
     let number = makedev(device.major.into(), device.minor.into());
     let mode = Mode::from_bits_truncate(device.mode);
     match mknodat(directory, name, node, mode, number) {
-        Ok(()) => {}
+        // The caller's umask is not the container's.
+        Ok(()) => fchmodat(directory, name, mode, FchmodatFlags::FollowSymlink).doing(doing)?,
         Err(Errno::EEXIST) => {
             let present = child(directory, name).doing(doing)?;
             let same =

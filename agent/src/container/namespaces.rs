@@ -69,13 +69,14 @@ impl GuestProc {
     }
 }
 
-/// Enters the namespaces shared with the pod's first container, but for that of process ids, in which the process has been
-/// created, and begins the cgroup namespace.
+/// Enters the namespaces shared with the pod's first container, but for those of process ids and of users, in which the process
+/// has been created, and begins the cgroup namespace.
 ///
 /// # Errors
 /// The kernel refuses.
 pub fn enter(container: &Container, join: &[(Join, OwnedFd)]) -> Result<(), Failure> {
-    for (kind, namespace) in join.iter().filter(|(kind, _)| *kind != Join::Pid) {
+    let created_in = [Join::Pid, Join::User];
+    for (kind, namespace) in join.iter().filter(|(kind, _)| !created_in.contains(kind)) {
         setns(namespace.as_fd(), kind.flag()).doing(|| {
             format!(
                 "linux.namespaces: joining the {} namespace of the pod",
@@ -120,33 +121,33 @@ pub fn become_administrator() -> Result<(), Failure> {
     setresuid(uid, uid, uid).doing(|| "linux.uidMappings: becoming user 0 of the container")
 }
 
-/// Sets the names of the UTS namespace and its parameters, whose files are user 0's of the guest in any user namespace.
+/// Sets the names of the UTS namespace, host and domain, and its parameters, whose files are user 0's of the guest in any user namespace.
 ///
 /// # Errors
 /// The name or parameter that the kernel refuses.
-pub fn configure_names(container: &Container, proc: &GuestProc) -> Result<(), Failure> {
-    set_names(container.hostname.as_deref(), container.domainname.as_deref())?;
-    set_parameters(container, proc, is_name)
+pub fn configure_names(
+    names: [Option<&str>; 2],
+    sysctls: &[Sysctl],
+    proc: &GuestProc,
+) -> Result<(), Failure> {
+    set_names(names)?;
+    set_parameters(sysctls, proc, is_name)
 }
 
-/// Sets the parameters of the other namespaces, as the administrator of the user namespace.
+/// Sets the parameters of the other namespaces, as the administrator of the user namespace `user`.
 ///
 /// # Errors
 /// The parameter that the kernel refuses.
-pub fn configure(container: &Container, proc: &GuestProc) -> Result<(), Failure> {
-    set_parameters(container, proc, |sysctl| !is_name(sysctl) && !is_networks(sysctl))?;
+pub fn configure(user: NamespaceSource, sysctls: &[Sysctl], proc: &GuestProc) -> Result<(), Failure> {
+    set_parameters(sysctls, proc, |sysctl| !is_name(sysctl) && !is_networks(sysctl))?;
     // The network is the guest's: the administrator of a user namespace may not.
-    if container.namespaces.user == NamespaceSource::Guest {
-        set_network_parameters(container, proc)?;
+    if user == NamespaceSource::Guest {
+        set_network_parameters(sysctls, proc)?;
     }
     Ok(())
 }
 
-/// Sets the names of the process's UTS namespace.
-///
-/// # Errors
-/// The kernel refuses one.
-pub fn set_names(hostname: Option<&str>, domainname: Option<&str>) -> Result<(), Failure> {
+fn set_names([hostname, domainname]: [Option<&str>; 2]) -> Result<(), Failure> {
     if let Some(hostname) = hostname {
         sethostname(hostname).doing(|| "hostname")?;
     }
@@ -162,16 +163,16 @@ pub fn set_names(hostname: Option<&str>, domainname: Option<&str>) -> Result<(),
 ///
 /// # Errors
 /// The parameter that the kernel refuses.
-pub fn set_network_parameters(container: &Container, proc: &GuestProc) -> Result<(), Failure> {
-    set_parameters(container, proc, is_networks)
+pub fn set_network_parameters(sysctls: &[Sysctl], proc: &GuestProc) -> Result<(), Failure> {
+    set_parameters(sysctls, proc, is_networks)
 }
 
 fn set_parameters(
-    container: &Container,
+    sysctls: &[Sysctl],
     proc: &GuestProc,
     which: impl Fn(&Sysctl) -> bool,
 ) -> Result<(), Failure> {
-    let mut chosen = container.sysctl.iter().filter(|sysctl| which(sysctl));
+    let mut chosen = sysctls.iter().filter(|sysctl| which(sysctl));
     chosen.try_for_each(|sysctl| set_parameter(sysctl, proc))
 }
 
@@ -183,11 +184,7 @@ fn is_networks(sysctl: &Sysctl) -> bool {
     sysctl.path.as_str().starts_with("net/")
 }
 
-/// Sets a parameter of the namespaces that the caller is in.
-///
-/// # Errors
-/// The kernel refuses.
-pub fn set_parameter(sysctl: &Sysctl, proc: &GuestProc) -> Result<(), Failure> {
+fn set_parameter(sysctl: &Sysctl, proc: &GuestProc) -> Result<(), Failure> {
     proc.write(&format!("sys/{}", sysctl.path.as_str()), &sysctl.value)
         .doing(|| format!("linux.sysctl[{:?}]", sysctl.name))
 }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     linux::{mount::map_ids, user_namespace},
-    oci::{Container, Mount, MountKind, NamespaceSource, Namespaces, to_outside},
+    oci::{Container, Mount, MountKind, NamespaceSource, Namespaces, Pause, to_outside},
 };
 
 /// Whether a mount of a container in a user namespace has to be made outside of it. Only the guest's administrator finds the way
@@ -105,15 +105,11 @@ pub fn streams_owner(container: &Container) -> Result<Option<u32>, Failure> {
 /// The field that can't be applied.
 pub fn help(container: &Container, pid: i32) -> Result<Vec<OwnedFd>, Failure> {
     let proc = GuestProc::open()?;
-    let own = container.namespaces.user == NamespaceSource::New;
-    if own {
-        user_namespace::map(&format!("/proc/{pid}"), &container.namespaces.id_mappings)
-            .doing(|| "linux.uidMappings")?;
-    }
+    map(&container.namespaces, pid)?;
     privileges::adjust_oom_score(&container.process, pid, &proc)?;
     privileges::raise_limits(&container.process, pid)?;
     privileges::schedule(&container.process, pid)?;
-    namespaces::set_network_parameters(container, &proc)?;
+    namespaces::set_network_parameters(&container.sysctl, &proc)?;
     let share = Share::open()?;
     let mut made = vec![
         devices::stage(&container.devices, &container.namespaces.id_mappings)?,
@@ -132,4 +128,22 @@ pub fn help(container: &Container, pid: i32) -> Result<Vec<OwnedFd>, Failure> {
         made.push(tree);
     }
     Ok(made)
+}
+
+/// [`help`] for the pod's own process, which is given nothing.
+///
+/// # Errors
+/// The field that can't be applied.
+pub fn help_pause(pause: &Pause, pid: i32) -> Result<Vec<OwnedFd>, Failure> {
+    map(&pause.namespaces, pid)?;
+    namespaces::set_network_parameters(&pause.sysctl, &GuestProc::open()?)?;
+    Ok(Vec::new())
+}
+
+/// A namespace of the pod's has its mappings already.
+fn map(namespaces: &Namespaces, pid: i32) -> Result<(), Failure> {
+    if namespaces.user != NamespaceSource::New {
+        return Ok(());
+    }
+    user_namespace::map(&format!("/proc/{pid}"), &namespaces.id_mappings).doing(|| "linux.uidMappings")
 }

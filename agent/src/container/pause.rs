@@ -23,7 +23,8 @@ use super::{
     channel::Report,
     descriptors::{Descriptors, Given, read_plan},
     failure::{Doing, Failure},
-    namespaces::{GuestProc, set_names, set_parameter},
+    namespaces::{self, GuestProc},
+    outside::Helper,
     program,
     root::exchange_root,
 };
@@ -34,7 +35,7 @@ use crate::{
         mount::{NewFileSystem, attach, make_read_only},
         process::{close_all_but, reap},
     },
-    oci::{Capabilities, Pause},
+    oci::{Capabilities, NamespaceSource, Pause, to_outside},
 };
 
 /// Who it is: nobody that a container's processes are.
@@ -71,19 +72,31 @@ fn prepare(given: Given, channel: &SeqPacket) -> Result<SigSet, Failure> {
     prctl::set_name(c"pause").doing(|| "naming the process")?;
     let pause: Pause = read_plan(given.plan)?;
     let proc = GuestProc::open()?;
-    set_names(pause.hostname.as_deref(), pause.domainname.as_deref())?;
-    for sysctl in &pause.sysctl {
-        set_parameter(sysctl, &proc)?;
+    let user = pause.namespaces.user;
+    if user != NamespaceSource::Guest {
+        // It gives nothing but the mappings.
+        Helper::ask(channel)?;
     }
+    let names = [&pause.hostname, &pause.domainname].map(Option::as_deref);
+    namespaces::configure_names(names, &pause.sysctl, &proc)?;
+    if user != NamespaceSource::Guest {
+        namespaces::become_administrator()?;
+    }
+    namespaces::configure(user, &pause.sysctl, &proc)?;
     drop(proc);
     empty_root()?;
     close_all_but(&[channel.as_fd().as_raw_fd()]).doing(|| "closing descriptors")?;
     let doing = || "giving up the rights of the pod's own process";
     capability::limit_bounding(&Capabilities::default()).doing(doing)?;
     setgroups(&[]).doing(doing)?;
-    let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
-    setresgid(gid, gid, gid).doing(doing)?;
-    setresuid(uid, uid, uid).doing(doing)?;
+    let mapped = &pause.namespaces.id_mappings;
+    let is_there = |ranges| user == NamespaceSource::Guest || to_outside(ranges, NOBODY).is_some();
+    // Where there is nobody it stays who it is, without any rights.
+    if is_there(&mapped.users) && is_there(&mapped.groups) {
+        let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+        setresgid(gid, gid, gid).doing(doing)?;
+        setresuid(uid, uid, uid).doing(doing)?;
+    }
     capability::set(&Capabilities::default()).doing(doing)?;
     Ok(signals)
 }

@@ -51,11 +51,12 @@ fn prepare(given: Given, channel: &SeqPacket) -> Result<Program, Failure> {
     }
     namespaces::enter(&container, &given.join)?;
     drop(given.join);
-    namespaces::configure_names(&container, &proc)?;
+    let names = [&container.hostname, &container.domainname].map(Option::as_deref);
+    namespaces::configure_names(names, &container.sysctl, &proc)?;
     if helped {
         namespaces::become_administrator()?;
     }
-    namespaces::configure(&container, &proc)?;
+    namespaces::configure(container.namespaces.user, &container.sysctl, &proc)?;
     let terminal = enter_root(&container, &proc, channel, help)?;
     drop(proc);
     if !helped {

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -11,17 +11,20 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, setns},
     sys::{
+        prctl::set_dumpable,
         signal::SigSet,
         signalfd::{SfdFlags, SignalFd},
         stat::Mode,
+        wait::waitpid,
     },
+    unistd::Pid,
 };
 use sealock_protocol::seqpacket::{self, SeqPacket};
 
 use crate::{
     container::{self, Descriptors},
     link::{CREATE_FDS, Create, Event, Join, MAX_MESSAGE, Refusal, Role},
-    linux::process::{Cloned, Ended, clone_into, reap},
+    linux::process::{Cloned, Ended, clone_beside, clone_into, fork, reap},
 };
 
 /// Why init stops.
@@ -136,6 +139,15 @@ impl Children {
         let Some((cgroup, descriptors)) = sort(request, descriptors) else {
             return Ok(Err(Refusal::Malformed));
         };
+        let flags = request.namespaces.flags();
+        let user_namespace = descriptors.join.iter().any(|(kind, _)| *kind == Join::User);
+        if user_namespace {
+            return Ok(match clone_by_another(flags, cgroup.as_fd(), &descriptors.join) {
+                Ok(Cloned::Parent { pid, pidfd }) => Ok((pid, pidfd)),
+                Ok(Cloned::Child) => become_role(request.role, descriptors),
+                Err(refusal) => Err(refusal),
+            });
+        }
         let pid_namespace = descriptors
             .join
             .iter()
@@ -146,13 +158,9 @@ impl Children {
         {
             return Ok(Err(Refusal::Join(error as i32)));
         }
-        let cloned = clone_into(request.namespaces.flags(), cgroup.as_fd());
+        let cloned = clone_into(flags, cgroup.as_fd());
         if let Ok(Cloned::Child) = cloned {
-            match request.role {
-                Role::Container => container::setup::run(descriptors),
-                Role::Pause => container::pause::run(descriptors),
-                Role::Exec => container::exec::run(descriptors),
-            }
+            become_role(request.role, descriptors);
         }
         if pid_namespace.is_some() {
             setns(&self.pid_namespace, CloneFlags::CLONE_NEWPID)
@@ -161,9 +169,60 @@ impl Children {
         match cloned {
             Ok(Cloned::Parent { pid, pidfd }) => Ok(Ok((pid, pidfd))),
             Ok(Cloned::Child) => unreachable!("a container's process never returns"),
-            Err(error) => Ok(Err(Refusal::Clone(error.raw_os_error().unwrap_or(libc::EIO)))),
+            Err(error) => Ok(Err(not_cloned(error))),
         }
     }
+}
+
+fn become_role(role: Role, descriptors: Descriptors) -> ! {
+    match role {
+        Role::Container => container::setup::run(descriptors),
+        Role::Pause => container::pause::run(descriptors),
+        Role::Exec => container::exec::run(descriptors),
+    }
+}
+
+fn not_cloned(error: impl Into<io::Error>) -> Refusal {
+    Refusal::Clone(error.into().raw_os_error().unwrap_or(libc::EIO))
+}
+
+/// [`clone_into`] in a user namespace that is there: whoever enters one doesn't come back, so a process in between does, and its
+/// child is init's.
+fn clone_by_another(flags: u64, cgroup: BorrowedFd<'_>, join: &[(Join, OwnedFd)]) -> Result<Cloned, Refusal> {
+    let (ours, theirs) = SeqPacket::pair().map_err(not_cloned)?;
+    let Some(between) = fork().map_err(not_cloned)? else {
+        drop(ours);
+        let said = match enter_and_clone(flags, cgroup, join) {
+            Ok(Cloned::Child) => return Ok(Cloned::Child),
+            Ok(Cloned::Parent { pid, pidfd }) => theirs.send_json(&Ok::<_, Refusal>(pid), &[pidfd.as_fd()]),
+            Err(refusal) => theirs.send_json(&Err::<i32, _>(refusal), &[]),
+        };
+        // SAFETY: ends the process at once, in which nothing is init's but a copy.
+        unsafe { libc::_exit(i32::from(said.is_err())) }
+    };
+    drop(theirs);
+    let heard = ours.receive_json::<Result<i32, Refusal>>(MAX_MESSAGE);
+    waitpid(Pid::from_raw(between), None).map_err(not_cloned)?;
+    match heard {
+        Ok((Ok(pid), mut fds)) if fds.len() == 1 => Ok(Cloned::Parent {
+            pid,
+            pidfd: fds.remove(0),
+        }),
+        Ok((Err(refusal), _)) => Err(refusal),
+        _ => Err(Refusal::Malformed),
+    }
+}
+
+fn enter_and_clone(flags: u64, cgroup: BorrowedFd<'_>, join: &[(Join, OwnedFd)]) -> Result<Cloned, Refusal> {
+    // The pod's processes see this one and its child, which have init's descriptors: they are not to look into them.
+    set_dumpable(false).map_err(not_cloned)?;
+    // The user namespace last: it takes the rights to enter what is not its own.
+    for wanted in [Join::Pid, Join::User] {
+        for (kind, namespace) in join.iter().filter(|(kind, _)| *kind == wanted) {
+            setns(namespace, kind.flag()).map_err(|error| Refusal::Join(error as i32))?;
+        }
+    }
+    clone_beside(flags, cgroup).map_err(not_cloned)
 }
 
 /// The cgroup, and what is the new process's; `None` when they are not as many as the request says.

@@ -30,15 +30,31 @@ pub enum Cloned {
 /// # Panics
 /// When the caller has more than one thread: the child could then wait for ever for a lock that another thread held.
 pub fn clone_into(namespaces: u64, cgroup: BorrowedFd<'_>) -> io::Result<Cloned> {
+    clone3(namespaces, libc::SIGCHLD, cgroup)
+}
+
+/// [`clone_into`] of a process whose parent is the caller's own.
+///
+/// # Errors
+/// As there.
+///
+/// # Panics
+/// As there.
+pub fn clone_beside(namespaces: u64, cgroup: BorrowedFd<'_>) -> io::Result<Cloned> {
+    // It ends with the same signal as the caller.
+    clone3(namespaces | libc::CLONE_PARENT as u64, 0, cgroup)
+}
+
+fn clone3(flags: u64, exit_signal: i32, cgroup: BorrowedFd<'_>) -> io::Result<Cloned> {
     let mut pidfd: RawFd = -1;
     // CLONE_INTO_CGROUP is beyond the 32 bits of the C type it is declared with.
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
     let arguments = libc::clone_args {
-        flags: namespaces | libc::CLONE_PIDFD as u64 | CLONE_INTO_CGROUP,
+        flags: flags | libc::CLONE_PIDFD as u64 | CLONE_INTO_CGROUP,
         pidfd: &raw mut pidfd as u64,
         child_tid: 0,
         parent_tid: 0,
-        exit_signal: libc::SIGCHLD as u64,
+        exit_signal: exit_signal as u64,
         stack: 0,
         stack_size: 0,
         tls: 0,

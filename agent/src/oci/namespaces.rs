@@ -38,7 +38,7 @@ pub struct Namespaces {
     pub cgroup: bool,
     /// Users and groups.
     pub user: NamespaceSource,
-    /// `linux.uidMappings` and `gidMappings`, when the user namespace is not the guest's.
+    /// `linux.uidMappings` and `gidMappings`, when the user namespace is not the guest's. None for the pod's are that one's.
     pub id_mappings: IdMappings,
     /// Whether it has clocks of its own.
     pub time: bool,
@@ -81,13 +81,13 @@ impl Namespaces {
                 "pid" => namespaces.pid = source,
                 "ipc" => namespaces.ipc = source,
                 "uts" => namespaces.uts = source,
-                "user" if path.is_none() => namespaces.user = source,
+                "user" => namespaces.user = source,
                 "cgroup" if path.is_none() => namespaces.cgroup = true,
                 "time" if path.is_none() => namespaces.time = true,
                 "mount" if path.is_none() => {}
                 // The microVM is the network namespace, and the host has connected it.
                 "network" => {}
-                "cgroup" | "mount" | "time" | "user" => {
+                "cgroup" | "mount" | "time" => {
                     return Err(SpecError::unsupported(format!(
                         "{place}.path of the {kind} namespace"
                     )));
@@ -117,7 +117,9 @@ impl Namespaces {
                 ));
             }
             (_, Some(mappings)) => namespaces.id_mappings = mappings,
-            (_, None) => {
+            // They are those of the namespace.
+            (NamespaceSource::Sandbox, None) => {}
+            (NamespaceSource::New, None) => {
                 return Err(SpecError::invalid(
                     linux.field("uidMappings"),
                     "is missing for a user namespace",

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     container::{Limits, name},
-    namespaces::{NamespaceSource, Namespaces},
+    namespaces::Namespaces,
     object::{Object, SpecError},
     sysctl::Sysctl,
 };
@@ -37,16 +37,11 @@ impl Pause {
             .object("linux")?
             .ok_or_else(|| SpecError::invalid("linux", "is missing"))?;
         let namespaces = Namespaces::parse(&mut linux)?;
-        for (name, kind, asked) in [
-            ("uidMappings", "user", namespaces.user != NamespaceSource::Guest),
-            ("timeOffsets", "time", namespaces.time),
-        ] {
-            if asked {
-                return Err(SpecError::refused(
-                    linux.field(name),
-                    format!("a pod's containers can't share a {kind} namespace"),
-                ));
-            }
+        if namespaces.time {
+            return Err(SpecError::refused(
+                linux.field("timeOffsets"),
+                "a pod's containers can't share a time namespace",
+            ));
         }
         let limits = Limits::parse(&mut linux)?;
         let pause = Self {
@@ -90,12 +85,10 @@ mod tests {
     fn a_namespace_that_a_pods_containers_cant_share_is_refused() {
         let error = Pause::parse(
             br#"{"linux": {
-                "namespaces": [{"type": "mount"}, {"type": "user"}],
-                "uidMappings": [{"containerID": 0, "hostID": 100000, "size": 65536}],
-                "gidMappings": [{"containerID": 0, "hostID": 100000, "size": 65536}]
+                "namespaces": [{"type": "mount"}, {"type": "time"}]
             }}"#,
         )
         .unwrap_err();
-        assert!(error.to_string().contains("user namespace"), "{error}");
+        assert!(error.to_string().contains("time namespace"), "{error}");
     }
 }

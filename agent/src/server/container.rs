@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     cgroup::Cgroup,
-    container::outside,
+    container::{Failure, outside},
     init::log,
     link::{Join, NewNamespaces, Refusal, Role},
     oci,
@@ -32,16 +32,21 @@ use crate::{
 
 /// The namespaces of the pod's first container, for others to join.
 #[derive(Debug)]
-pub struct SharedNamespaces(Vec<(Join, OwnedFd)>);
+pub struct SharedNamespaces {
+    join: Vec<(Join, OwnedFd)>,
+    /// Who is who in its user namespace; `None` where that is the guest's.
+    id_mappings: Option<oci::IdMappings>,
+}
 
 impl SharedNamespaces {
-    /// Those of the process `pid`, which has not been reaped.
+    /// Those of a container whose first process has not been reaped.
     ///
     /// # Errors
     /// It has.
-    pub fn of(pid: i32) -> Result<Self, Error> {
+    pub fn of(container: &Container) -> Result<Self, Error> {
         let doing = "opening the container's namespaces";
-        [Join::Pid, Join::Ipc, Join::Uts]
+        let pid = container.first.pid();
+        let join = [Join::Pid, Join::Ipc, Join::Uts, Join::User]
             .into_iter()
             .map(|kind| {
                 let path = format!("/proc/{pid}/ns/{}", kind.file());
@@ -49,8 +54,37 @@ impl SharedNamespaces {
                     .map(|namespace| (kind, namespace))
                     .map_err(Error::system(doing))
             })
-            .collect::<Result<_, _>>()
-            .map(Self)
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            join,
+            id_mappings: container.id_mappings.clone(),
+        })
+    }
+
+    /// Completes the namespaces of a container that joins them.
+    ///
+    /// # Errors
+    /// It is to have the pod's user namespace, and there is none, or one with other mappings.
+    fn complete(&self, namespaces: &mut oci::Namespaces) -> Result<(), Error> {
+        if namespaces.user != oci::NamespaceSource::Sandbox {
+            return Ok(());
+        }
+        let Some(pods) = &self.id_mappings else {
+            return Err(Error::State(
+                "linux.namespaces: the pod has no user namespace of its own that could be joined",
+            ));
+        };
+        let asked = &mut namespaces.id_mappings;
+        if *asked == oci::IdMappings::default() {
+            asked.clone_from(pods);
+        }
+        if asked == pods {
+            Ok(())
+        } else {
+            Err(Error::State(
+                "linux.uidMappings: differ from those of the pod's user namespace",
+            ))
+        }
     }
 }
 
@@ -68,6 +102,8 @@ pub struct Container {
     pub(super) execs: std::sync::Mutex<Execs>,
     /// What such a process has in common with the first one; the pod's own container has none.
     base: Option<oci::Container>,
+    /// Who is who in its user namespace; `None` where that is the guest's.
+    id_mappings: Option<oci::IdMappings>,
     oom_kills: OomKills,
     pub(super) around: Arc<Surroundings>,
 }
@@ -92,13 +128,16 @@ impl Container {
             log(&format!("container {id}: {warning}"));
         }
         around.volumes.prepare(&mut plan.mounts).await?;
+        if let Some(shared) = shared {
+            shared.complete(&mut plan.namespaces)?;
+        }
         let kinds = Join::of(&plan.namespaces);
         let target = match plan.namespaces.pid_of.as_str() {
             "" => None,
             id => Some(known(id)?),
         };
         let join: Vec<_> = shared
-            .map_or(&[][..], |shared| &shared.0)
+            .map_or(&[][..], |shared| &shared.join)
             .iter()
             .filter(|(kind, _)| kinds.contains(kind))
             .map(|(kind, namespace)| match &target {
@@ -120,7 +159,7 @@ impl Container {
             container: Some(&plan),
         };
         let cgroup = create_cgroup(around, id, &limits).await?;
-        let ready = get_ready(around, &cgroup, launch, &plan).await;
+        let ready = get_ready(around, &cgroup, launch, &plan, |pid| outside::help(&plan, pid)).await;
         let base = oci::Container {
             mounts: Vec::new(),
             devices: Vec::new(),
@@ -130,7 +169,8 @@ impl Container {
             hooks: oci::Hooks::default(),
             ..plan
         };
-        Self::begin(around, id, cgroup, ready, Some(base))
+        let namespaces = base.namespaces.clone();
+        Self::begin(around, id, cgroup, ready, &namespaces, Some(base))
     }
 
     /// Creates the pod's own container, which has no files and no program. After an error nothing of it is left.
@@ -152,8 +192,11 @@ impl Container {
             container: None,
         };
         let cgroup = create_cgroup(around, id, &limits).await?;
-        let ready = get_ready(around, &cgroup, launch, &plan).await;
-        Self::begin(around, id, cgroup, ready, None)
+        let ready = get_ready(around, &cgroup, launch, &plan, |pid| {
+            outside::help_pause(&plan, pid)
+        })
+        .await;
+        Self::begin(around, id, cgroup, ready, &plan.namespaces, None)
     }
 
     fn begin(
@@ -161,6 +204,7 @@ impl Container {
         id: &str,
         cgroup: Cgroup,
         ready: Result<Ready, Error>,
+        namespaces: &oci::Namespaces,
         base: Option<oci::Container>,
     ) -> Result<Arc<Self>, Error> {
         let Ready {
@@ -184,6 +228,8 @@ impl Container {
             paused: RwLock::new(false),
             execs: std::sync::Mutex::default(),
             base,
+            id_mappings: (namespaces.user != oci::NamespaceSource::Guest)
+                .then(|| namespaces.id_mappings.clone()),
             oom_kills: OomKills::new(id, Arc::clone(&around.events)),
             around: Arc::clone(around),
         });
@@ -345,9 +391,9 @@ async fn get_ready(
     cgroup: &Cgroup,
     launch: Launch<'_>,
     plan: &impl Serialize,
+    help: impl FnOnce(i32) -> Result<Vec<OwnedFd>, Failure>,
 ) -> Result<Ready, Error> {
     let joins_pids = launch.join.iter().any(|(kind, _)| *kind == Join::Pid);
-    let container = launch.container;
     let launched = launch.go(&around.init, cgroup.as_fd(), plan).await;
     let Launched {
         created,
@@ -363,8 +409,7 @@ async fn get_ready(
     })?;
     let exit = created.exit.clone();
     let pid = created.pid;
-    let help = || container.map_or(Ok(Vec::new()), |container| outside::help(container, pid));
-    let process = match conversation.ready(exit.clone(), help).await {
+    let process = match conversation.ready(exit.clone(), || help(pid)).await {
         Ok(()) => Process::attend(
             created,
             guest,

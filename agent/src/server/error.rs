@@ -78,7 +78,7 @@ impl Error {
     pub fn not_created(refusal: Refusal) -> Self {
         let (doing, error) = match refusal {
             Refusal::Malformed => return Self::Setup("init does not understand the server".to_owned()),
-            Refusal::Join(error) => ("joining the process id namespace", error),
+            Refusal::Join(error) => ("joining the namespace in which the process begins", error),
             Refusal::Clone(error) => ("creating the process", error),
         };
         Self::system(doing)(std::io::Error::from_raw_os_error(error))

@@ -186,7 +186,7 @@ impl Pod {
                     .as_ref()
                     .is_none_or(|shared| request.pause || shared.of == *id);
                 // A process that is not there any more has no namespaces to offer, and its container will tell.
-                if offers && let Ok(namespaces) = SharedNamespaces::of(pid) {
+                if offers && let Ok(namespaces) = SharedNamespaces::of(&container) {
                     state.shared = Some(Arc::new(Shared {
                         of: id.to_owned(),
                         namespaces,

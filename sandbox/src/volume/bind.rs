@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{kind, kind::Kind, source::Source};
 use crate::{
+    id_map::IdMap,
     mount::Allow,
     share::ContainerShare,
     spec::{Error, invalid, unsupported},
@@ -13,6 +14,9 @@ use crate::{
 
 /// The most mounts below a volume that are bound one by one.
 const MAX_MOUNTS_BELOW: usize = 64;
+
+/// The options of mounts whose ids are mapped; the second is for those below it, too.
+const ID_MAP: [&str; 2] = ["idmap", "ridmap"];
 
 /// What a mount entry asks for, as far as it concerns the host.
 struct Bind {
@@ -34,6 +38,11 @@ pub fn prepare(
     pod: Option<&str>,
     share: &mut ContainerShare,
 ) -> Result<(), Error> {
+    let own = match spec.get("linux").and_then(Value::as_object) {
+        None => None,
+        Some(linux) => IdMap::of_spec(linux)
+            .map_err(|name| invalid(format!("linux.{name}"), "not a list of ranges of ids"))?,
+    };
     let mounts = match spec.get_mut("mounts") {
         None | Some(Value::Null) => return Ok(()),
         Some(mounts) => mounts
@@ -42,7 +51,14 @@ pub fn prepare(
     };
     let mut devices = Vec::new();
     for (index, mut mount) in std::mem::take(mounts).into_iter().enumerate() {
-        match prepare_one(&mut mount, &format!("mounts[{index}]"), bundle, pod, share)? {
+        match prepare_one(
+            &mut mount,
+            &format!("mounts[{index}]"),
+            bundle,
+            pod,
+            own.as_ref(),
+            share,
+        )? {
             Prepared::Mount { below } => {
                 mounts.push(mount);
                 mounts.extend(below);
@@ -67,13 +83,14 @@ fn prepare_one(
     field: &str,
     bundle: &Path,
     pod: Option<&str>,
+    own: Option<&IdMap>,
     share: &mut ContainerShare,
 ) -> Result<Prepared, Error> {
     let mount = mount
         .as_object_mut()
         .ok_or_else(|| invalid(field, "not an object"))?;
     let alone = Ok(Prepared::Mount { below: Vec::new() });
-    let Some(bind) = Bind::parse(mount, field, bundle)? else {
+    let Some(mut bind) = Bind::parse(mount, field, bundle, own)? else {
         return alone;
     };
     let refused = |source| Error::Volume {
@@ -91,7 +108,15 @@ fn prepare_one(
     }
     match kind {
         Kind::Shared | Kind::Copied => {
-            let path = share.add_volume(&source, bind.allow).map_err(refused)?;
+            let path = share.add_volume(&source, &bind.allow).map_err(refused)?;
+            // The host has mapped the ids.
+            for name in ["uidMappings", "gidMappings"] {
+                mount.remove(name);
+            }
+            if let Some(Value::Array(options)) = mount.get_mut("options") {
+                options.retain(|option| option.as_str().is_none_or(|option| !ID_MAP.contains(&option)));
+            }
+            bind.options.retain(|option| !ID_MAP.contains(&option.as_str()));
             let below = bind.mounts_below(&source, &path, field)?;
             mount.insert("source".to_owned(), path.into());
             return Ok(Prepared::Mount { below });
@@ -188,7 +213,12 @@ impl Bind {
     }
 
     /// Reads an entry; none if it isn't a bind mount.
-    fn parse(mount: &Map<String, Value>, field: &str, bundle: &Path) -> Result<Option<Self>, Error> {
+    fn parse(
+        mount: &Map<String, Value>,
+        field: &str,
+        bundle: &Path,
+        own: Option<&IdMap>,
+    ) -> Result<Option<Self>, Error> {
         let options: Vec<&str> = match mount.get("options") {
             None | Some(Value::Null) => Vec::new(),
             Some(options) => options
@@ -200,9 +230,14 @@ impl Bind {
         if mount.get("type").and_then(Value::as_str) != Some("bind") && !has(&["bind", "rbind"]) {
             return Ok(None);
         }
-        if has(&["idmap", "ridmap"]) || mount.contains_key("uidMappings") || mount.contains_key("gidMappings")
-        {
-            return Err(unsupported(field, "id-mapped bind mounts are not supported"));
+        let given = IdMap::of_spec(mount)
+            .map_err(|name| invalid(format!("{field}.{name}"), "not a list of ranges of ids"))?;
+        let id_map = given.or_else(|| own.filter(|_| has(&ID_MAP)).cloned());
+        if id_map.is_none() && has(&ID_MAP) {
+            return Err(invalid(
+                format!("{field}.uidMappings"),
+                "missing, and the container has none to take",
+            ));
         }
         if has(&["shared", "rshared"]) {
             return Err(unsupported(
@@ -235,6 +270,8 @@ impl Bind {
                     .is_some_and(|option| *option == "rro"),
                 recursive: has(&["rbind"]),
                 slave: has(&["slave", "rslave"]),
+                id_map,
+                id_map_below: has(&["ridmap"]),
             },
             options: options
                 .iter()

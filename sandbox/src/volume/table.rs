@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     cleanup,
+    id_map::IdMap,
     mount::{self, Allow},
     process::ProcessId,
 };
@@ -26,12 +27,14 @@ use crate::{
 const DIRECTORY: &str = ".volumes";
 
 /// What makes two mounts of a source different.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     identity: Identity,
     recursive: bool,
     read_only_below: bool,
     slave: bool,
+    id_map: Option<IdMap>,
+    id_map_below: bool,
 }
 
 #[derive(Debug)]
@@ -86,12 +89,14 @@ impl Volumes {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn share(self: &Arc<Self>, source: &Source, allow: Allow) -> io::Result<Lease> {
+    pub fn share(self: &Arc<Self>, source: &Source, allow: &Allow) -> io::Result<Lease> {
         let key = Key {
             identity: source.identity(),
             recursive: allow.recursive,
             read_only_below: allow.read_only_below,
             slave: allow.slave,
+            id_map: allow.id_map.clone(),
+            id_map_below: allow.id_map_below,
         };
         let mut table = self.table();
         let number = if let Some(mounted) = table.mounted.get_mut(&key) {
@@ -104,7 +109,7 @@ impl Volumes {
         } else {
             let number = self.mount(&mut table, source, allow)?;
             table.mounted.insert(
-                key,
+                key.clone(),
                 Mounted {
                     number,
                     read_only: allow.read_only,
@@ -141,10 +146,9 @@ impl Volumes {
         let allow = Allow {
             read_only: true,
             read_only_below: true,
-            recursive: false,
-            slave: false,
+            ..Allow::default()
         };
-        let number = self.mount(&mut table, source, allow)?;
+        let number = self.mount(&mut table, source, &allow)?;
         // Before the guest reads it for the first time, so that no change is missed.
         if let Err(error) = watch.add(source, path(number)) {
             self.unmount(&mut table, number)?;
@@ -167,7 +171,7 @@ impl Volumes {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn mount(&self, table: &mut Table, source: &Source, allow: Allow) -> io::Result<u64> {
+    fn mount(&self, table: &mut Table, source: &Source, allow: &Allow) -> io::Result<u64> {
         // A number is used once: nothing in the guest can take a new volume for an old one.
         let number = table.next;
         table.next += 1;
@@ -202,14 +206,14 @@ impl Volumes {
         table: &mut Table,
         number: u64,
         source: &Source,
-        allow: Allow,
+        allow: &Allow,
     ) -> io::Result<()> {
         let here = self.share.join(path(number));
         let top = Allow {
             recursive: false,
-            ..allow
+            ..allow.clone()
         };
-        mount::bind(source.as_fd(), &here, top)?;
+        mount::bind(source.as_fd(), &here, &top)?;
         if let Err(error) = mount::bind_in(server, source.as_fd(), &seen_by_server(number), allow) {
             // One that has only just been started is not where it will be yet.
             tracing::debug!(volume = %source.path.display(), %error, "mounted on the host with all that is below");
@@ -343,10 +347,16 @@ mod tests {
         read_only_below: false,
         recursive: true,
         slave: false,
+        id_map: None,
+        id_map_below: false,
     };
     const READ_ONLY: Allow = Allow {
         read_only: true,
-        ..WRITABLE
+        read_only_below: false,
+        recursive: true,
+        slave: false,
+        id_map: None,
+        id_map_below: false,
     };
 
     struct Scratch {
@@ -386,11 +396,11 @@ mod tests {
         fs::write(&file, "127.0.0.1").unwrap();
         let mut container = scratch.share.add("c1").unwrap();
         let path = container
-            .add_volume(&Source::open(&file).unwrap(), READ_ONLY)
+            .add_volume(&Source::open(&file).unwrap(), &READ_ONLY)
             .unwrap();
         assert_eq!(fs::read_to_string(scratch.shown(&path)).unwrap(), "127.0.0.1");
         assert!(fs::write(scratch.shown(&path), "").is_err());
-        let path = container.add_volume(&scratch.data(), WRITABLE).unwrap();
+        let path = container.add_volume(&scratch.data(), &WRITABLE).unwrap();
         fs::write(scratch.shown(&path).join("new"), "").unwrap();
         drop(container);
         assert!(scratch.top.path().join("data/new").exists());
@@ -402,22 +412,22 @@ mod tests {
         let scratch = Scratch::new();
         let mut first = scratch.share.add("c1").unwrap();
         let mut second = scratch.share.add("c2").unwrap();
-        let path = first.add_volume(&scratch.data(), WRITABLE).unwrap();
-        assert_eq!(second.add_volume(&scratch.data(), WRITABLE).unwrap(), path);
+        let path = first.add_volume(&scratch.data(), &WRITABLE).unwrap();
+        assert_eq!(second.add_volume(&scratch.data(), &WRITABLE).unwrap(), path);
         first.remove().unwrap();
         fs::write(scratch.shown(&path).join("file"), "").unwrap();
         second.remove().unwrap();
         assert!(!scratch.shown(&path).exists());
         // The number is not used again.
         let mut third = scratch.share.add("c3").unwrap();
-        assert_ne!(third.add_volume(&scratch.data(), WRITABLE).unwrap(), path);
+        assert_ne!(third.add_volume(&scratch.data(), &WRITABLE).unwrap(), path);
     }
 
     #[test]
     fn a_volume_can_be_written_once_a_container_may() {
         let scratch = Scratch::new();
         let mut reader = scratch.share.add("c1").unwrap();
-        let path = reader.add_volume(&scratch.data(), READ_ONLY).unwrap();
+        let path = reader.add_volume(&scratch.data(), &READ_ONLY).unwrap();
         assert!(fs::write(scratch.shown(&path).join("file"), "").is_err());
         // Somebody with a mount namespace of its own, as the file server has.
         let mut server = std::process::Command::new("unshare")
@@ -441,7 +451,7 @@ mod tests {
         drop(server.stdin.take());
         assert!(server.wait().unwrap().success());
         let mut writer = scratch.share.add("c2").unwrap();
-        assert_eq!(writer.add_volume(&scratch.data(), WRITABLE).unwrap(), path);
+        assert_eq!(writer.add_volume(&scratch.data(), &WRITABLE).unwrap(), path);
         fs::write(scratch.shown(&path).join("file"), "").unwrap();
     }
 
@@ -453,12 +463,12 @@ mod tests {
         mount::make_stage(&source).unwrap();
         let opened = Source::open(&source).unwrap();
         let mut container = scratch.share.add("c1").unwrap();
-        let private = container.add_volume(&opened, WRITABLE).unwrap();
+        let private = container.add_volume(&opened, &WRITABLE).unwrap();
         let slave = Allow {
             slave: true,
             ..WRITABLE
         };
-        let following = container.add_volume(&opened, slave).unwrap();
+        let following = container.add_volume(&opened, &slave).unwrap();
         assert_ne!(private, following);
         let request = mount::Request {
             fs_type: "tmpfs".to_owned(),

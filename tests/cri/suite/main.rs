@@ -19,4 +19,5 @@ mod security;
 mod shared_host;
 mod stats;
 mod streaming;
+mod user_namespaces;
 mod volumes;

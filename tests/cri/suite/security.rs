@@ -3,8 +3,9 @@
 use std::fs;
 
 use sealock_cri_tests::{
-    ContainerRequest, Pod, words,
+    ContainerRequest, Pod,
     v1::{Capability, Int64Value, SecurityProfile, security_profile::ProfileType},
+    words,
 };
 
 const ALL_CAPABILITIES: u64 = (1 << 41) - 1;

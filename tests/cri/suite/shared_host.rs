@@ -5,7 +5,7 @@ use std::fs;
 
 use sealock_cri_tests::{
     Pod, handler, mode,
-    v1::{Device, IdMapping, MountPropagation, NamespaceMode, UserNamespace},
+    v1::{Device, MountPropagation, NamespaceMode},
 };
 
 /// Whether the handler's containers share the host's kernel.
@@ -135,32 +135,4 @@ fn a_mount_made_in_a_container_reaches_the_host_or_is_refused() {
     }
     drop(pod);
     let _ = run(&["umount", "-l", &path]);
-}
-
-#[test]
-fn a_user_namespace_maps_root_or_is_refused() {
-    let mapping = || {
-        vec![IdMapping {
-            host_id: 100_000,
-            container_id: 0,
-            length: 65536,
-        }]
-    };
-    let outcome = outcome(
-        |config| {
-            Pod::namespaces(config).userns_options = Some(UserNamespace {
-                mode: mode(NamespaceMode::Pod),
-                uids: mapping(),
-                gids: mapping(),
-            });
-        },
-        "cat /proc/self/uid_map | tr -s ' '",
-    );
-    if let Ok(output) = outcome {
-        assert_eq!(output, " 0 100000 65536");
-    } else {
-        let error = outcome.unwrap_err();
-        assert!(error.contains("user"), "{error}");
-        assert!(!shares_the_host(), "{error}");
-    }
 }
