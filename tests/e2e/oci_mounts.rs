@@ -154,7 +154,7 @@ fn ids_of_a_volumes_files_can_be_mapped() {
             "uidMappings": range(inside), "gidMappings": range(inside)})
     };
     let config = Config::shell(
-        "cd /run; stat -c '%n %u:%g' first/roots second/others; busybox chroot --userspec=7005:7005 / touch /run/first/made; \
+        "cd /run; stat -c '%n %u:%g' first/roots second/others; chroot --userspec=7005:7005 / touch /run/first/made; \
          stat -c '%n %u:%g' first/made",
     )
     .and("/mounts", bind("/run/first", 0))
