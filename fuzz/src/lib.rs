@@ -72,6 +72,10 @@ struct Nowhere;
 
 impl Messenger for Nowhere {
     fn send(&self, _message: Message) {}
+
+    fn route(&self, _event: &EventFd, _message: Option<Message>) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Notifications come as writes to the region.

@@ -348,10 +348,9 @@ impl Function for VirtioPci {
         self.config.write(offset, data);
         self.follow_region();
         let control = self.msix + 2;
-        if (offset..)
-            .zip(data)
-            .any(|(place, _)| place == control || place == control + 1)
-        {
+        let place = usize::from;
+        let written = place(offset)..place(offset) + data.len();
+        if written.contains(&place(control)) || written.contains(&place(control + 1)) {
             self.interrupts.set_control(self.config.read_u16(control));
         }
         if let Some(target) = self.windowed(offset, data.len()) {
