@@ -236,6 +236,19 @@ fn a_broken_filter_starts_nothing() {
 }
 
 #[test]
+fn a_filter_that_lets_nothing_start_is_told() {
+    let host = Host::take();
+    // Neither the agent's last step before the program, nor its usual way of saying so.
+    let seccomp = json!({"defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["capset", "sendmsg"], "action": "SCMP_ACT_ERRNO"}]});
+    let config = Config::shell("true")
+        .with("/process/noNewPrivileges", json!(false))
+        .with("/linux/seccomp", seccomp);
+    refused(&host, &config, "linux.seccomp: calling capset");
+    host.assert_clean();
+}
+
+#[test]
 fn clocks_can_be_elsewhere() {
     let host = Host::take();
     let config = Config::shell("cut -d. -f1 /proc/uptime; cat /proc/self/timens_offsets | tr -s ' '")

@@ -4,6 +4,9 @@
 //! waits for the word to start. It then executes its program, which closes the channel; a failure, whenever it comes, is
 //! reported first and is the last message.
 
+use std::io;
+
+use nix::unistd::write;
 use sealock_protocol::seqpacket::{Error, SeqPacket};
 
 /// The largest message, in bytes.
@@ -68,6 +71,16 @@ impl Report {
     }
 }
 
+/// Sends the last message. By write(2), which a program's filter as good as always allows: it may be loaded by then, and who can't be told
+/// that there is no program takes it for running.
+///
+/// # Errors
+/// The socket's own.
+pub fn send_last(channel: &SeqPacket, report: &Report) -> io::Result<()> {
+    write(channel, &report.encode())?;
+    Ok(())
+}
+
 /// Waits for the word to start; false when there is no server any more to give it.
 ///
 /// # Errors
@@ -102,5 +115,14 @@ mod tests {
         );
         assert_eq!(Report::decode(b""), None);
         assert_eq!(Report::decode(b"?"), None);
+    }
+
+    #[test]
+    fn the_last_message_is_one_message() {
+        let (server, process) = SeqPacket::pair().unwrap();
+        let report = Report::Failed("ü".repeat(MAX_MESSAGE));
+        send_last(&process, &report).unwrap();
+        let mut buffer = [0; MAX_MESSAGE];
+        assert_eq!(server.receive(&mut buffer).unwrap().0, report.encode());
     }
 }

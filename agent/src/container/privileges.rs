@@ -129,7 +129,10 @@ impl Confinement {
             seccomp::load(filter).doing(|| "linux.seccomp: loading the filter")?;
         }
         if let Some(capabilities) = &self.capabilities {
-            capability::set(capabilities).doing(|| "process.capabilities")?;
+            // Only the filter can be the reason.
+            capability::set(capabilities).doing(
+                || "linux.seccomp: calling capset, which it has to allow without process.noNewPrivileges",
+            )?;
         }
         Ok(())
     }

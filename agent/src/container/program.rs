@@ -153,7 +153,7 @@ pub fn finish(channel: &SeqPacket, prepared: Result<Program, Failure>) -> ! {
     };
     if let Some(report) = report {
         // Nobody is left to hear that this was not heard.
-        let _ = channel.send(&report.encode(), &[]);
+        let _ = channel::send_last(channel, &report);
     }
     exit(NOT_STARTED)
 }
@@ -161,7 +161,7 @@ pub fn finish(channel: &SeqPacket, prepared: Result<Program, Failure>) -> ! {
 /// Says why the process can't be made ready, and ends it.
 pub fn fail(channel: &SeqPacket, failure: &Failure) -> ! {
     // Nobody is left to hear that this was not heard.
-    let _ = channel.send(&report(failure).encode(), &[]);
+    let _ = channel::send_last(channel, &report(failure));
     exit(NOT_STARTED)
 }
 
