@@ -125,13 +125,16 @@ impl Error {
     }
 }
 
+/// How much is told of one error, in characters: it may name a value that is as long as a specification can be.
+const MAX_WORDS: usize = 1024;
+
 /// An error and its causes in one line.
 #[must_use]
 pub fn line(error: &dyn StdError) -> String {
-    let mut line = error.to_string();
+    let mut line = shortened(error.to_string());
     let mut cause = error.source();
     while let Some(error) = cause {
-        let text = error.to_string();
+        let text = shortened(error.to_string());
         if !line.ends_with(&text) {
             // Writing to a string doesn't fail.
             let _ = write!(line, ": {text}");
@@ -139,6 +142,14 @@ pub fn line(error: &dyn StdError) -> String {
         cause = error.source();
     }
     line.replace('\n', " ")
+}
+
+fn shortened(mut words: String) -> String {
+    if let Some((end, _)) = words.char_indices().nth(MAX_WORDS) {
+        words.truncate(end);
+        words.push('…');
+    }
+    words
 }
 
 #[cfg(test)]
@@ -149,5 +160,18 @@ mod tests {
     fn an_error_is_one_line_with_its_causes() {
         let error = Error::Cleanup(std::io::Error::other("two\nlines"));
         assert_eq!(line(&error), "cannot clean up after the pod: two lines");
+    }
+
+    #[test]
+    fn a_long_error_is_cut_and_its_cause_is_told() {
+        let error = Error::Spec(spec::Error::Read {
+            path: "ü".repeat(100_000).into(),
+            source: std::io::Error::other("no reason"),
+        });
+        let line = line(&error);
+        assert!(
+            line.chars().count() < 2 * MAX_WORDS && line.ends_with("…: no reason"),
+            "{line}"
+        );
     }
 }
