@@ -17,6 +17,7 @@ mod jail;
 mod kills;
 mod lifecycle;
 mod many;
+mod mutation;
 mod network;
 mod oci;
 mod oci_mounts;

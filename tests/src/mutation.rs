@@ -3,6 +3,17 @@
 
 use serde_json::{Value, json};
 
+/// What a container of these specifications runs: prints what it finds of its fields, these files' among them. A shell's own commands
+/// and then one program, so that few system calls, no second process and no environment are needed. It fails where a file isn't
+/// there.
+fn show(files: &[&str]) -> String {
+    let files = files.join(" ");
+    format!(
+        "echo port $KUBERNETES_SERVICE_PORT; echo -n 'nofile '; ulimit -n; echo -n 'cwd '; pwd; \
+        exec /usr/bin/head -n 99 /proc/self/status /proc/self/oom_score_adj /proc/sys/kernel/hostname /proc/self/mounts {files}"
+    )
+}
+
 /// A specification with something wrong in it.
 #[derive(Clone, Debug)]
 pub struct Variant {
@@ -29,7 +40,13 @@ impl Random {
     }
 }
 
-/// The variant of `base` with this number.
+/// How many fields `base` has. As many of its first variants change each of them once.
+#[must_use]
+pub fn fields(base: &Value) -> u64 {
+    Pointers::of(base).fields.len() as u64
+}
+
+/// The variant of `base` with this number: of the field with this number, or of any.
 ///
 /// # Panics
 /// `base` is not an object.
@@ -37,9 +54,11 @@ impl Random {
 pub fn variant(base: &Value, number: u64) -> Variant {
     let mut random = Random(number);
     let mut spec = base.clone();
-    let mut pointers = Vec::new();
-    list(&spec, String::new(), &mut pointers);
-    let pointer = pointers[random.below(pointers.len())].clone();
+    let Pointers { fields, more } = Pointers::of(base);
+    let all = [fields, more].concat();
+    let any = random.below(all.len());
+    let one = usize::try_from(number).unwrap_or(any);
+    let pointer = all.get(one).unwrap_or(&all[any]).clone();
     let (parent, name) = pointer.rsplit_once('/').expect("every field has a parent");
     let change = match random.below(5) {
         0 => {
@@ -67,23 +86,45 @@ pub fn variant(base: &Value, number: u64) -> Variant {
     }
 }
 
-fn list(value: &Value, pointer: String, all: &mut Vec<String>) {
-    match value {
-        Value::Object(fields) => {
-            for (name, field) in fields {
-                let name = name.replace('~', "~0").replace('/', "~1");
-                list(field, format!("{pointer}/{name}"), all);
-            }
-        }
-        Value::Array(items) => {
-            for (index, item) in items.iter().enumerate() {
-                list(item, format!("{pointer}/{index}"), all);
-            }
-        }
-        _ => {}
+/// Everything that there is in a specification, by JSON pointers (RFC 6901).
+#[derive(Default)]
+struct Pointers {
+    /// Fields, and items of lists.
+    fields: Vec<String>,
+    /// What there is more of in lists of texts and numbers than the first.
+    more: Vec<String>,
+}
+
+impl Pointers {
+    fn of(spec: &Value) -> Self {
+        let mut pointers = Self::default();
+        pointers.add_below(spec, "");
+        pointers
     }
-    if !pointer.is_empty() {
-        all.push(pointer);
+
+    fn add_below(&mut self, value: &Value, pointer: &str) {
+        match value {
+            Value::Object(fields) => {
+                for (name, field) in fields {
+                    let name = name.replace('~', "~0").replace('/', "~1");
+                    let pointer = format!("{pointer}/{name}");
+                    self.add_below(field, &pointer);
+                    self.fields.push(pointer);
+                }
+            }
+            Value::Array(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    let pointer = format!("{pointer}/{index}");
+                    self.add_below(item, &pointer);
+                    if index == 0 || item.is_object() || item.is_array() {
+                        self.fields.push(pointer);
+                    } else {
+                        self.more.push(pointer);
+                    }
+                }
+            }
+            _ => {}
+        }
     }
 }
 
@@ -178,14 +219,14 @@ pub fn first_word(message: &str) -> &str {
         .unwrap_or_default()
 }
 
-/// Every name that is somewhere in a specification.
+/// The names of a specification's fields at the top.
 #[must_use]
 pub fn names(spec: &Value) -> Vec<String> {
-    let mut pointers = Vec::new();
-    list(spec, String::new(), &mut pointers);
-    pointers
-        .iter()
-        .filter_map(|pointer| Some(plain(pointer.split('/').nth(1)?)))
+    let fields = spec.as_object();
+    fields
+        .into_iter()
+        .flatten()
+        .map(|(name, _)| name.clone())
         .collect()
 }
 
@@ -213,11 +254,16 @@ pub fn kubernetes(files: &str, pod_pid: u32) -> Value {
         "CAP_KILL",
         "CAP_AUDIT_WRITE"
     ]);
+    /// What the programs need that are run.
+    const SYSTEM_CALLS: &str = "access arch_prctl brk close dup2 execve exit_group fadvise64 fcntl fstat getcwd getegid \
+        geteuid getgid getpid getppid getrandom getuid lseek mmap mprotect munmap newfstatat openat pread64 prlimit64 read \
+        rseq rt_sigaction rt_sigprocmask set_robust_list set_tid_address stat write";
+    let system_calls: Vec<_> = SYSTEM_CALLS.split(' ').collect();
     json!({
         "ociVersion": "1.2.0",
         "process": {
             "user": {"uid": 1000, "gid": 3000, "additionalGids": [2000, 3000]},
-            "args": ["/bin/sh", "-c", "true"],
+            "args": ["/bin/sh", "-c", show(&["/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/memory.max"])],
             "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOSTNAME=web-0",
                 "KUBERNETES_SERVICE_PORT=443", "KUBERNETES_SERVICE_HOST=10.96.0.1"],
             "cwd": "/",
@@ -253,7 +299,7 @@ pub fn kubernetes(files: &str, pod_pid: u32) -> Value {
             "resources": {
                 "devices": [{"allow": false, "access": "rwm"}],
                 "memory": {"limit": 67_108_864, "swap": 67_108_864, "disableOOMKiller": false},
-                "cpu": {"shares": 102, "quota": 10_000, "period": 100_000},
+                "cpu": {"shares": 102, "quota": 100_000, "period": 100_000},
                 "pids": {"limit": 100},
                 "hugepageLimits": [{"pageSize": "2MB", "limit": 0}, {"pageSize": "1GB", "limit": 0}],
                 "unified": {"memory.oom.group": "1"},
@@ -272,8 +318,7 @@ pub fn kubernetes(files: &str, pod_pid: u32) -> Value {
                 "defaultAction": "SCMP_ACT_ERRNO",
                 "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
                 "syscalls": [
-                    {"names": ["read", "write", "openat", "close", "execve", "exit_group", "mmap", "brk", "fstat", "mprotect"],
-                        "action": "SCMP_ACT_ALLOW"},
+                    {"names": system_calls, "action": "SCMP_ACT_ALLOW"},
                     {"names": ["personality"], "action": "SCMP_ACT_ALLOW",
                         "args": [{"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}]},
                     {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
@@ -293,7 +338,7 @@ pub fn plain_container(rootfs: &str) -> Value {
         "ociVersion": "1.1.0",
         "process": {
             "user": {"uid": 0, "gid": 0, "additionalGids": [0, 10]},
-            "args": ["true"],
+            "args": ["/bin/sh", "-c", show(&[])],
             "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
             "cwd": "/",
             "capabilities": {"bounding": ["CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"]},
@@ -326,6 +371,54 @@ pub fn plain_container(rootfs: &str) -> Value {
                 {"type": "user"}, {"type": "time"}],
             "maskedPaths": ["/proc/kcore"],
             "readonlyPaths": ["/proc/sys"],
+        },
+    })
+}
+
+/// A specification as containerd's Kubernetes plugin writes it for the container that a pod named `id` is named after. Its network is the
+/// namespace at `netns`.
+#[must_use]
+pub fn pause(id: &str, netns: &str) -> Value {
+    json!({
+        "ociVersion": "1.2.0",
+        "process": {
+            "user": {"uid": 65535, "gid": 65535, "additionalGids": [65535]},
+            "args": ["/pause"],
+            "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+            "cwd": "/",
+            "capabilities": {"bounding": ["CAP_CHOWN"], "effective": ["CAP_CHOWN"], "permitted": ["CAP_CHOWN"]},
+            "noNewPrivileges": true,
+            "oomScoreAdj": -998,
+        },
+        "root": {"path": "rootfs", "readonly": true},
+        "hostname": "web-0",
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+            {"destination": "/dev/shm", "type": "bind", "source": "/dev/shm",
+                "options": ["rbind", "ro", "nosuid", "nodev", "noexec"]},
+        ],
+        "annotations": {
+            "io.kubernetes.cri.container-type": "sandbox",
+            "io.kubernetes.cri.sandbox-id": id,
+            "io.kubernetes.cri.sandbox-name": "web-0",
+            "io.kubernetes.cri.sandbox-namespace": "default",
+            "io.kubernetes.cri.sandbox-cpu-period": "100000",
+            "io.kubernetes.cri.sandbox-cpu-quota": "100000",
+            "io.kubernetes.cri.sandbox-memory": "67108864",
+        },
+        "linux": {
+            "resources": {"devices": [{"allow": false, "access": "rwm"}], "cpu": {"shares": 2}},
+            "cgroupsPath": format!("/default/{id}"),
+            "sysctl": {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"},
+            "namespaces": [
+                {"type": "pid"},
+                {"type": "ipc"},
+                {"type": "uts"},
+                {"type": "mount"},
+                {"type": "network", "path": netns},
+            ],
+            "maskedPaths": ["/proc/acpi", "/proc/kcore"],
+            "readonlyPaths": ["/proc/bus", "/proc/sys"],
         },
     })
 }
