@@ -109,7 +109,7 @@ fn a_port_of_the_host_leads_to_the_pod() {
     let _server = server(&pod, 80);
     // By any address of the host's but the loopback one, which goes its own way.
     let _ = Command::new("ip")
-        .args(["address", "add", "192.0.2.1/32", "dev", "lo"])
+        .args(["address", "replace", "192.0.2.1/32", "dev", "lo"])
         .status();
     assert_eq!(fetch("192.0.2.1:12080"), "served\n");
 }
