@@ -11,8 +11,10 @@ use serde_json::Value;
 use super::pod::{Outcome, Ran};
 
 /// Errors that don't begin with a field: the words of other runtimes, and what may have another reason.
-const CLEAR: [&str; 2] = [
+const CLEAR: [&str; 3] = [
     "executable file not found in $PATH",
+    // A filter does not let it, or its arguments are too long.
+    "exec /bin/sh: ",
     "is linux.resources.memory.limit too small?",
 ];
 
@@ -31,7 +33,7 @@ fn complaint_of_refusal(base: &Value, spec: &Value, words: &str) -> Option<Strin
     if words.chars().count() > LONGEST || words.chars().any(char::is_control) {
         return Some("the error is not a line to be read".to_owned());
     }
-    let field = first_word(words);
+    let field = first_word(words.strip_prefix("the pod did not start: ").unwrap_or(words));
     let known = [names(base), names(spec)].concat();
     let named = known.iter().any(|name| name == field);
     let clear = CLEAR.iter().any(|clear| words.contains(clear));
