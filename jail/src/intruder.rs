@@ -246,7 +246,7 @@ pub fn number(name: &str) -> libc::c_long {
         fallocate SYS_fallocate fchmodat SYS_fchmodat fchownat SYS_fchownat fcntl SYS_fcntl
         fdatasync SYS_fdatasync fgetxattr SYS_fgetxattr flistxattr SYS_flistxattr fremovexattr SYS_fremovexattr
         fsetxattr SYS_fsetxattr fstatfs SYS_fstatfs fsync SYS_fsync ftruncate SYS_ftruncate
-        futex SYS_futex getdents64 SYS_getdents64 getpid SYS_getpid getrandom SYS_getrandom
+        sched_yield SYS_sched_yield futex SYS_futex getdents64 SYS_getdents64 getpid SYS_getpid getrandom SYS_getrandom
         gettid SYS_gettid ioctl SYS_ioctl linkat SYS_linkat lseek SYS_lseek
         madvise SYS_madvise mincore SYS_mincore mkdirat SYS_mkdirat mknodat SYS_mknodat
         mmap SYS_mmap mprotect SYS_mprotect mremap SYS_mremap munmap SYS_munmap
