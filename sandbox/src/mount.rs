@@ -176,8 +176,8 @@ impl Options {
             return Err(refused(option));
         }
         if !(users.is_empty() && groups.is_empty()) {
-            let value = |option: &'_ str| option.split_once('=').unwrap_or_default().1.to_owned();
-            options.id_map = IdMap::of_options(&value(users), &value(groups));
+            let [of_users, of_groups] = [users, groups].map(|map| map.split_once('=').unwrap_or_default().1);
+            options.id_map = IdMap::of_options(of_users, of_groups);
             let possible = options.bind || request.fs_type == "overlay";
             if options.id_map.is_none() || !possible {
                 return Err(refused(if users.is_empty() { groups } else { users }));
@@ -188,7 +188,7 @@ impl Options {
 }
 
 /// What a mount allows.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Allow {
     /// Whether writing is refused.
     pub read_only: bool,

@@ -18,7 +18,6 @@ use super::{
 };
 use crate::{
     cleanup,
-    id_map::IdMap,
     mount::{self, Allow},
     process::ProcessId,
 };
@@ -30,11 +29,8 @@ const DIRECTORY: &str = ".volumes";
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     identity: Identity,
-    recursive: bool,
-    read_only_below: bool,
-    slave: bool,
-    id_map: Option<IdMap>,
-    id_map_below: bool,
+    /// But for `read_only`, which a mount can lose.
+    allow: Allow,
 }
 
 #[derive(Debug)]
@@ -92,11 +88,10 @@ impl Volumes {
     pub fn share(self: &Arc<Self>, source: &Source, allow: &Allow) -> io::Result<Lease> {
         let key = Key {
             identity: source.identity(),
-            recursive: allow.recursive,
-            read_only_below: allow.read_only_below,
-            slave: allow.slave,
-            id_map: allow.id_map.clone(),
-            id_map_below: allow.id_map_below,
+            allow: Allow {
+                read_only: false,
+                ..allow.clone()
+            },
         };
         let mut table = self.table();
         let number = if let Some(mounted) = table.mounted.get_mut(&key) {

@@ -244,6 +244,7 @@ impl Pod {
             if state.status.enum_value() == Ok(Status::STOPPED) {
                 return Some(state.exit_status);
             }
+            // `Wait` has no deadline of its own, and the pod is to be left usable when it passes.
             thread::sleep(Duration::from_millis(5));
         }
         None
